@@ -1,0 +1,120 @@
+"""The interface every engine implements, and the plain data that goes in and out of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.request import GenerationRequest, TokenOutput
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What a user can set about an engine; each engine reads the fields that concern it.
+
+    `activations`: "checkpoint" quantises activations as the checkpoint declares (W4A4); "bf16" does not.
+    `numerics`: "fast" may use bfloat16 outside the FP4 operands; "reference" keeps float32 everywhere.
+    `kv_cache_memory_bytes` None lets the engine choose. `num_threads` 0 means all physical cores.
+    """
+
+    checkpoint: Path | None = None
+    activations: str = "checkpoint"
+    numerics: str = "fast"
+    max_model_len: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    block_size: int = 16
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    prefix_caching: bool = True
+    num_threads: int = 0
+    check_integrity: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Facts about a started engine that the service needs; optional abilities are data, not methods.
+
+    `max_model_len` counts prompt and generated tokens together. `max_num_logprobs` is the largest
+    `num_logprobs` and `num_prompt_logprobs` accepted.
+    """
+
+    engine: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: frozenset[int]
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_num_logprobs: int = 20
+    supports_prompt_logprobs: bool = True
+    details: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot. Gauges first, then totals since start. Cheap to take and safe from any thread."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks_used: int = 0
+    num_blocks_total: int = 0
+    num_preemptions_total: int = 0
+    num_prompt_tokens_total: int = 0
+    num_cached_prompt_tokens_total: int = 0
+    num_generated_tokens_total: int = 0
+    num_steps_total: int = 0
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of the KV blocks held by live sequences, 0 to 1."""
+        return self.num_blocks_used / self.num_blocks_total if self.num_blocks_total else 0.0
+
+
+class Engine(ABC):
+    """A runtime for one model. Lifecycle: construct (cheap), `start`, any number of `generate`, `close`.
+
+    All methods are called from one asyncio event loop. Requests are independent: an error or an abort
+    of one leaves the others untouched, and under greedy sampling a sequence's tokens do not depend on
+    what else is in the batch.
+    """
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Load the model and get ready to serve; returns once `generate` may be called.
+
+        Raises CheckpointError, MissingExtra or StartFailed. `close` may be called after a failed start.
+        """
+
+    @property
+    @abstractmethod
+    def info(self) -> EngineInfo:
+        """Facts about the engine; valid once `start` has returned."""
+
+    @abstractmethod
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
+        """Stream the request's tokens; the last output, and only that one, has a `finish_reason`.
+
+        Closing the generator early (`aclose`, or cancelling the task that iterates it) aborts the
+        request and frees what it holds: there is no other duty on the caller. An output may carry
+        several tokens when the caller is slower than the engine; none is ever dropped.
+
+        Raises, at the first iteration, InvalidRequest (and subclasses), Overloaded or EngineUnavailable;
+        later, EngineDead.
+        """
+
+    @abstractmethod
+    async def abort(self, request_id: str) -> None:
+        """End a request from outside: its stream yields a last output with FinishReason.ABORT.
+
+        An unknown or finished id is ignored. Returns once the request holds no slot and no KV block.
+        """
+
+    @abstractmethod
+    def stats(self) -> EngineStats:
+        """A snapshot of gauges and totals."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop and free everything; requests still running end with EngineDead. Safe to call twice."""
