@@ -1,0 +1,203 @@
+"""Linear layers over packed weights: which product a module needs, and fusing modules that share an input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.checkpoint.tensors import DenseTensors, Fp4Tensors
+from engines.cpu import kernels
+from engines.cpu.workspace import Workspace
+from engines.errors import MalformedCheckpoint
+
+Float32Array = NDArray[np.float32]
+
+
+class Linear(Protocol):
+    """y = x W^T (+ bias), for x float32 [M, num_columns] and y float32 [M, num_rows]."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinearOptions:
+    """How FP4 modules are computed: see `engines.base.EngineOptions`."""
+
+    quantize_activations: bool
+    reference_numerics: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationQuantizer:
+    """How the input of a W4A4 product is brought to FP4, in blocks along its columns.
+
+    MXFP4 needs no calibration. NVFP4 uses the stored input scale, a divisor in the compressed-tensors
+    convention and a multiplier in modelopt's. Frozen, so that equal quantizers mean a shareable input.
+    """
+
+    format: str
+    group_size: int
+    input_scale: float | None = None
+    modelopt: bool = False
+
+    def __call__(self, x: Float32Array, workspace: Workspace) -> tuple[NDArray[np.int8], Float32Array]:
+        """Codes times two, int8 [M, K], and block multipliers, float32 [M, K / group_size]."""
+        num_rows, num_columns = x.shape
+        codes = workspace.array("activation_codes", (num_rows, num_columns), np.int8)
+        scales = workspace.array("activation_scales", (num_rows, num_columns // self.group_size))
+        if self.input_scale is None:
+            kernels.quantize_mxfp4(x, codes, scales)
+        else:
+            kernels.quantize_nvfp4(x, self.input_scale, self.modelopt, codes, scales)
+        return codes, scales
+
+
+class DenseLinear:
+    """A module that stayed in BF16, FP16 or FP32."""
+
+    def __init__(self, tensors: Sequence[DenseTensors]) -> None:
+        rows = [tensor.data for tensor in tensors]
+        self._weight = kernels.DenseWeight(rows[0] if len(rows) == 1 else np.concatenate(rows))
+        self.num_rows = self._weight.num_rows
+
+    def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None:
+        kernels.dense_linear(x, self._weight, out)
+
+
+class Fp4LinearW4A16:
+    """FP4 weights times float32 activations."""
+
+    def __init__(self, weight: kernels.Fp4Weight) -> None:
+        self._weight = weight
+        self.num_rows = weight.num_rows
+
+    def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None:
+        kernels.fp4_linear_f32(x, self._weight, out)
+
+
+class Fp4LinearW4A4:
+    """FP4 weights times FP4 activations, as exact integer block sums."""
+
+    def __init__(self, weight: kernels.Fp4Weight, quantizer: ActivationQuantizer) -> None:
+        self._weight = weight
+        self._quantizer = quantizer
+        self.num_rows = weight.num_rows
+
+    def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None:
+        codes, scales = self._quantizer(x, workspace)
+        kernels.fp4_linear_w4a4(codes, scales, self._weight, out)
+
+
+class Fp4LinearRounded:
+    """FP4 activations times weights rounded to bfloat16 after decoding, as compressed-tensors computes NVFP4.
+
+    A rounded weight is no longer code x scale, so the block sums are not integers: this is the float32
+    product of both decoded operands, used by `numerics=reference` only.
+    """
+
+    def __init__(self, weight: kernels.Fp4Weight, quantizer: ActivationQuantizer) -> None:
+        self._weight = weight
+        self._quantizer = quantizer
+        self.num_rows = weight.num_rows
+
+    def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None:
+        codes, scales = self._quantizer(x, workspace)
+        blocks = codes.reshape(*scales.shape, -1)
+        decoded = workspace.array("decoded_activations", x.shape)
+        np.multiply(blocks, np.float32(0.5) * scales[..., None], out=decoded.reshape(blocks.shape))
+        kernels.fp4_linear_f32(decoded, self._weight, out)
+
+
+class BiasedLinear:
+    """Adds a bias, float32 [num_rows], to another linear layer."""
+
+    def __init__(self, inner: Linear, bias: Float32Array) -> None:
+        self._inner = inner
+        self._bias = bias
+        self.num_rows = inner.num_rows
+
+    def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None:
+        self._inner(x, out, workspace)
+        out += self._bias
+
+
+class StackedLinear:
+    """Several linear layers of one input that cannot share a product; their outputs stand side by side."""
+
+    def __init__(self, parts: Sequence[Linear]) -> None:
+        self._parts = tuple(parts)
+        self.num_rows = sum(part.num_rows for part in parts)
+
+    def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None:
+        start = 0
+        for part in self._parts:
+            part_out = workspace.array("stacked_part", (x.shape[0], part.num_rows))
+            part(x, part_out, workspace)
+            out[:, start : start + part.num_rows] = part_out
+            start += part.num_rows
+
+
+def build_linear(modules: Sequence[Fp4Tensors | DenseTensors], options: LinearOptions) -> Linear:
+    """One linear layer for `modules` that read the same input, rows in the given order.
+
+    They become one product when they agree in format and input scale, which writers see to; files whose
+    q, k and v disagree keep a product each (merging would scale some of them wrongly).
+    """
+    dense = [module for module in modules if isinstance(module, DenseTensors)]
+    packed = [module for module in modules if isinstance(module, Fp4Tensors)]
+    if len(dense) == len(modules) and len({module.dtype for module in dense}) == 1:
+        return _with_bias(DenseLinear(dense), modules)
+    if len(packed) == len(modules) and len({_fusion_key(module, options) for module in packed}) == 1:
+        return _with_bias(_build_fp4(packed, options), modules)
+    return StackedLinear([build_linear([module], options) for module in modules])
+
+
+def _build_fp4(modules: Sequence[Fp4Tensors], options: LinearOptions) -> Linear:
+    first = modules[0]
+    rounded = options.reference_numerics and first.rounds_to_bfloat16
+    shards = [(module.packed, module.scales, module.scale_table()) for module in modules]
+    weight = kernels.Fp4Weight(shards, first.group_size, rounded)
+    quantizer = _quantizer(first, options)
+    if quantizer is None:
+        return Fp4LinearW4A16(weight)
+    return Fp4LinearRounded(weight, quantizer) if rounded else Fp4LinearW4A4(weight, quantizer)
+
+
+def _quantizer(module: Fp4Tensors, options: LinearOptions) -> ActivationQuantizer | None:
+    if not (options.quantize_activations and module.quantizes_activations):
+        return None
+    if module.format == "mxfp4":
+        return ActivationQuantizer("mxfp4", module.group_size)
+    if module.input_scale is None:
+        raise MalformedCheckpoint(
+            f"{module.name} has no input scale, which its NVFP4 activations need; "
+            "serve it with --activations bf16, or calibrate the checkpoint again"
+        )
+    modelopt = module.convention == "modelopt"
+    return ActivationQuantizer("nvfp4", module.group_size, module.input_scale, modelopt)
+
+
+def _fusion_key(module: Fp4Tensors, options: LinearOptions) -> tuple[object, ...]:
+    return (
+        module.format,
+        module.group_size,
+        module.num_columns,
+        module.rounds_to_bfloat16,
+        _quantizer(module, options),
+    )
+
+
+def _with_bias(linear: Linear, modules: Sequence[Fp4Tensors | DenseTensors]) -> Linear:
+    if all(module.bias is None for module in modules):
+        return linear
+    biases = [
+        np.zeros(module.num_rows, np.float32) if module.bias is None else module.bias for module in modules
+    ]
+    return BiasedLinear(linear, np.concatenate(biases).astype(np.float32))

@@ -1,0 +1,86 @@
+"""The decoder: embedding, layers, final norm and head, as one pass over a batch of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.cpu import kernels
+from engines.cpu.forward_batch import ForwardBatch
+from engines.cpu.kv_cache import KvCache
+from engines.cpu.linear import Linear
+from engines.cpu.models.attention import Attention
+from engines.cpu.models.mlp import FeedForward
+from engines.cpu.workspace import Workspace
+
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """Pre-norm residual layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    input_norm: Float32Array  # [hidden_size]
+    attention: Attention
+    post_attention_norm: Float32Array  # [hidden_size]
+    feed_forward: FeedForward
+
+
+class Decoder:
+    """A whole model. Not safe for concurrent passes: one engine thread owns it.
+
+    `embedding` is the file's table, [vocab_size, hidden_size], bfloat16 as uint16, float16 or float32.
+    """
+
+    def __init__(
+        self,
+        embedding: NDArray[Any],
+        layers: Sequence[DecoderLayer],
+        final_norm: Float32Array,
+        head: Linear,
+        rms_norm_eps: float,
+    ) -> None:
+        self._embedding = embedding
+        self._layers = tuple(layers)
+        self._final_norm = final_norm
+        self._head = head
+        self._eps = rms_norm_eps
+        self._workspace = Workspace()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits per row."""
+        return self._head.num_rows
+
+    def forward(self, batch: ForwardBatch, cache: KvCache) -> Float32Array:
+        """Logits of `batch.logits_rows`, float32 [num_logits_rows, vocab_size]; fills `cache` for all rows."""
+        num_rows, hidden_size = batch.token_ids.size, self._embedding.shape[1]
+        scratch = self._workspace
+        x = scratch.array("residual", (num_rows, hidden_size))
+        kernels.embed(batch.token_ids, self._embedding, x)
+        normed = scratch.array("normed", (num_rows, hidden_size))
+        branch = scratch.array("branch", (num_rows, hidden_size))
+        for layer in self._layers:
+            kernels.rms_norm(x, layer.input_norm, self._eps, normed)
+            layer.attention(normed, batch, cache, branch, scratch)
+            x += branch
+            kernels.rms_norm(x, layer.post_attention_norm, self._eps, normed)
+            layer.feed_forward(normed, branch, scratch)
+            x += branch
+        return self._logits(x, batch.logits_rows)
+
+    def _logits(self, x: Float32Array, rows: NDArray[np.int64]) -> Float32Array:
+        if rows.size == 0:
+            return np.empty((0, self.vocab_size), np.float32)
+        scratch = self._workspace
+        wanted = scratch.array("head_rows", (rows.size, x.shape[1]))
+        kernels.gather_rows(x, rows, wanted)
+        normed = scratch.array("head_in", (rows.size, x.shape[1]))
+        kernels.rms_norm(wanted, self._final_norm, self._eps, normed)
+        logits = np.empty((rows.size, self.vocab_size), np.float32)
+        self._head(normed, logits, scratch)
+        return logits
