@@ -1,0 +1,141 @@
+"""The thread that runs the engine core: takes commands between steps, steps while there is work, sleeps else."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+from engines.base import EngineStats
+from engines.cpu.core import EngineCore, StepOutput
+from engines.errors import EngineError
+from engines.request import FinishReason, GenerationRequest, TokenOutput
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    """`done` is resolved when the request, if it was there at all, holds nothing any more."""
+
+    request_id: str
+    done: Future[None] = field(default_factory=Future)
+
+
+class EngineThread:
+    """Owns `core` once started. All methods may be called from any thread.
+
+    `deliver` gets each step's outputs; `died` is called once if the core raises: both on this thread.
+    """
+
+    def __init__(
+        self,
+        core: EngineCore,
+        deliver: Callable[[Sequence[StepOutput]], None],
+        died: Callable[[BaseException], None],
+    ) -> None:
+        self._core = core
+        self._deliver = deliver
+        self._died = died
+        self._commands: deque[GenerationRequest | _Abort] = deque()
+        self._num_submitted = 0
+        self._wakeup = threading.Condition()
+        self._stopping = False
+        self._stats = core.stats()
+        self._thread = threading.Thread(target=self._run, name="nybble-engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Hand a request over; its outputs go to `deliver`."""
+        with self._wakeup:
+            self._num_submitted += 1
+            self._commands.append(request)
+            self._wakeup.notify()
+
+    def abort(self, request_id: str) -> Future[None]:
+        """Ask for the end of a request, between two steps."""
+        command = _Abort(request_id)
+        with self._wakeup:
+            if self._stopping or not self._thread.is_alive():
+                command.done.set_result(None)
+                return command.done
+            self._commands.append(command)
+            self._wakeup.notify()
+        return command.done
+
+    def stats(self) -> EngineStats:
+        """The core's last snapshot, counting requests handed over but not yet seen as waiting."""
+        with self._wakeup:
+            stats = self._stats
+            return replace(stats, num_waiting=stats.num_waiting + self._num_submitted)
+
+    def stop(self) -> None:
+        """End after the step in progress and join the thread."""
+        with self._wakeup:
+            self._stopping = True
+            self._wakeup.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                outputs = self._obey_commands()
+                if self._core.has_work:
+                    outputs.extend(self._core.step())
+                self._publish_stats()
+                if outputs:
+                    self._deliver(outputs)
+        except BaseException as error:
+            _logger.exception("the engine thread died")
+            self._died(error)
+        finally:
+            self._release_aborts()
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is something to do; False when it is time to stop."""
+        with self._wakeup:
+            while not (self._commands or self._core.has_work or self._stopping):
+                self._wakeup.wait()
+            return not self._stopping
+
+    def _obey_commands(self) -> list[StepOutput]:
+        outputs: list[StepOutput] = []
+        while True:
+            with self._wakeup:
+                if not self._commands:
+                    return outputs
+                command = self._commands.popleft()
+            if isinstance(command, _Abort):
+                if self._core.abort(command.request_id):
+                    aborted = TokenOutput((), finish_reason=FinishReason.ABORT)
+                    outputs.append((command.request_id, aborted))
+                self._publish_stats()
+                command.done.set_result(None)
+                continue
+            try:
+                self._core.add(command)
+            except EngineError as error:
+                outputs.append((command.request_id, error))
+            self._publish_stats(num_taken=1)
+
+    def _publish_stats(self, num_taken: int = 0) -> None:
+        stats = self._core.stats()
+        with self._wakeup:
+            self._stats = stats
+            self._num_submitted -= num_taken
+
+    def _release_aborts(self) -> None:
+        """Nobody may wait for a thread that is gone."""
+        with self._wakeup:
+            self._stopping = True
+            commands, self._commands = self._commands, deque()
+        for command in commands:
+            if isinstance(command, _Abort):
+                command.done.set_result(None)
