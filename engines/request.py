@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+
 class FinishReason(str, Enum):
     """Why a sequence ended. A failure is no reason: it is raised as an `EngineError`."""
 

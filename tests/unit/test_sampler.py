@@ -14,7 +14,9 @@ VOCAB = 8
 LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.08, 0.04, 0.02, 0.007, 0.003], np.float32))
 
 
-def make(stop: frozenset[int] = frozenset(), prompt: tuple[int, ...] = (), **params: object) -> SequenceSampler:
+def make(
+    stop: frozenset[int] = frozenset(), prompt: tuple[int, ...] = (), **params: object
+) -> SequenceSampler:
     return SequenceSampler(SamplingParams(**params), prompt, stop, VOCAB)
 
 
@@ -29,7 +31,7 @@ def test_temperature_zero_is_the_argmax_and_ties_go_to_the_lower_id() -> None:
 
 def test_frequencies_follow_the_distribution() -> None:
     counts = draws(4000)
-    for token_id, probability in enumerate(np.exp(LOGITS)):
+    for token_id, probability in enumerate(np.exp(LOGITS).tolist()):
         assert counts[token_id] / 4000 == pytest.approx(probability, abs=4 * (probability / 4000) ** 0.5)
 
 
