@@ -1,0 +1,181 @@
+"""The engine without threads or asyncio: requests in, one step at a time, outputs out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engines.base import EngineInfo, EngineStats
+from engines.cpu.logprobs import log_softmax, token_logprob
+from engines.cpu.model_runner import ModelRunner, SequenceLogits
+from engines.cpu.sampler import SequenceSampler
+from engines.errors import EngineError
+from engines.request import FinishReason, GenerationRequest, TokenLogprob, TokenOutput
+from engines.scheduler import Scheduler, Sequence
+
+StepOutput = tuple[str, TokenOutput | EngineError]
+
+
+@dataclass(slots=True)
+class _Generation:
+    """What the engine keeps of a sequence beside the scheduler's own state."""
+
+    sequence: Sequence
+    sampler: SequenceSampler
+    stop_ids: frozenset[int]
+    prompt_logprobs: list[TokenLogprob | None] | None = field(default=None)
+
+
+class EngineCore:
+    """Scheduler, model runner and samplers of one model. Owned by one thread."""
+
+    def __init__(
+        self, scheduler: Scheduler, runner: ModelRunner, info: EngineInfo, *, check_integrity: bool = False
+    ) -> None:
+        self.info = info
+        self._scheduler = scheduler
+        self._runner = runner
+        self._check_integrity = check_integrity
+        self._generations: dict[str, _Generation] = {}
+        self._num_generated_tokens = 0
+        self._num_steps = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._generations)
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queue a checked request. Raises PromptTooLong when it could never fit the KV cache."""
+        sequence = self._scheduler.add(request)
+        sampling = request.sampling
+        eos_ids = frozenset() if sampling.ignore_eos else self.info.eos_token_ids
+        stop_ids = eos_ids | sampling.stop_token_ids
+        sampler = SequenceSampler(sampling, request.prompt_token_ids, stop_ids, self.info.vocab_size)
+        prompt_logprobs: list[TokenLogprob | None] | None = None
+        if sampling.num_prompt_logprobs is not None:
+            prompt_logprobs = [None]
+        self._generations[request.request_id] = _Generation(sequence, sampler, stop_ids, prompt_logprobs)
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request and free what it holds; False when there is none of that id."""
+        self._scheduler.abort(request_id)
+        return self._generations.pop(request_id, None) is not None
+
+    def step(self) -> list[StepOutput]:
+        """Run one batch and return what it gave each sequence that got a token or ended."""
+        batch = self._scheduler.schedule()
+        outputs: list[StepOutput] = []
+        if batch.scheduled:
+            results = self._runner.run(batch)
+            sampled = [self._sample(result) for result in results]
+            tokens = {
+                result.scheduled.sequence.request_id: token_id
+                for result, token_id in zip(results, sampled, strict=True)
+                if isinstance(token_id, int)
+            }
+            self._scheduler.complete(batch, tokens)
+            for result, token_id in zip(results, sampled, strict=True):
+                outputs.extend(self._emit(result, token_id))
+        self._num_steps += 1
+        if self._check_integrity:
+            self._scheduler.check_integrity()
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """Gauges and totals as of now."""
+        stats = self._scheduler.stats
+        return EngineStats(
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            num_blocks_used=stats.num_blocks_used,
+            num_blocks_total=stats.num_blocks_total,
+            num_preemptions_total=stats.num_preemptions_total,
+            num_prompt_tokens_total=stats.num_prompt_tokens_total,
+            num_cached_prompt_tokens_total=stats.num_cached_prompt_tokens_total,
+            num_generated_tokens_total=self._num_generated_tokens,
+            num_steps_total=self._num_steps,
+        )
+
+    def _sample(self, result: SequenceLogits) -> int | EngineError | None:
+        """The next token; None when the sequence is still being prefilled or wants no token."""
+        sequence = result.scheduled.sequence
+        generation = self._generations[sequence.request_id]
+        if result.prompt is not None and generation.prompt_logprobs is not None:
+            if not np.isfinite(result.prompt).all():
+                return _non_finite_logits()
+            self._collect_prompt_logprobs(generation, result)
+        if result.last is None or sequence.request.sampling.max_tokens == 0:
+            return None
+        if not np.isfinite(result.last).all():
+            return _non_finite_logits()
+        token_id = generation.sampler.sample(result.last)
+        generation.sampler.observe(token_id)
+        return token_id
+
+    def _collect_prompt_logprobs(self, generation: _Generation, result: SequenceLogits) -> None:
+        """The row of position p judges the prompt token at p + 1."""
+        assert result.prompt is not None
+        assert generation.prompt_logprobs is not None
+        sequence = generation.sequence
+        num_top = sequence.request.sampling.num_prompt_logprobs or 0
+        for offset, row in enumerate(result.prompt):
+            position = result.scheduled.start + offset + 1
+            if position == len(generation.prompt_logprobs) and position < sequence.num_prompt_tokens:
+                token_id = sequence.token_ids[position]
+                generation.prompt_logprobs.append(token_logprob(log_softmax(row), token_id, num_top))
+
+    def _emit(self, result: SequenceLogits, token_id: int | EngineError | None) -> list[StepOutput]:
+        sequence = result.scheduled.sequence
+        request_id, sampling = sequence.request_id, sequence.request.sampling
+        generation = self._generations[request_id]
+        if isinstance(token_id, EngineError):
+            self._scheduler.finish(sequence)
+            del self._generations[request_id]
+            return [(request_id, token_id)]
+        if token_id is None:
+            if result.last is None:
+                return []
+            return [self._finish(sequence, FinishReason.LENGTH)]
+        self._num_generated_tokens += 1
+        logprobs = None
+        if sampling.num_logprobs is not None:
+            assert result.last is not None
+            logprobs = (token_logprob(log_softmax(result.last), token_id, sampling.num_logprobs),)
+        reason = self._finish_reason(generation, token_id)
+        output = TokenOutput(
+            (token_id,), logprobs, self._take_prompt_logprobs(generation), reason, sequence.num_cached_tokens
+        )
+        if reason is not None:
+            self._scheduler.finish(sequence)
+            del self._generations[request_id]
+        return [(request_id, output)]
+
+    def _finish_reason(self, generation: _Generation, token_id: int) -> FinishReason | None:
+        sequence = generation.sequence
+        if token_id in generation.stop_ids:
+            return FinishReason.STOP
+        if self._scheduler.is_full(sequence) or sequence.num_generated_tokens >= sequence.request.sampling.max_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> StepOutput:
+        """End a sequence that got no token in this step."""
+        generation = self._generations.pop(sequence.request_id)
+        self._scheduler.finish(sequence)
+        prompt_logprobs = self._take_prompt_logprobs(generation)
+        return sequence.request_id, TokenOutput((), None, prompt_logprobs, reason, sequence.num_cached_tokens)
+
+    @staticmethod
+    def _take_prompt_logprobs(generation: _Generation) -> tuple[TokenLogprob | None, ...] | None:
+        """The prompt's entries, with the first output only."""
+        entries, generation.prompt_logprobs = generation.prompt_logprobs, None
+        return None if entries is None else tuple(entries)
+
+
+def _non_finite_logits() -> EngineError:
+    return EngineError(
+        "the model produced NaN or infinite logits for this request; "
+        "the checkpoint's weights or scales are likely damaged (check them with `nybble inspect`)"
+    )

@@ -1,0 +1,122 @@
+"""The CPU engine behind the Engine interface: asyncio on one side, the engine thread on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
+
+from engines.base import Engine, EngineInfo, EngineOptions, EngineStats
+from engines.cpu.core import StepOutput
+from engines.cpu.engine_thread import EngineThread
+from engines.cpu.output_stream import OutputStream
+from engines.cpu.startup import load_core
+from engines.errors import EngineDead, EngineError, InvalidRequest, StartFailed
+from engines.request import GenerationRequest, TokenOutput
+from engines.request_checks import check_request
+
+
+class CpuEngine(Engine):
+    """Runs an FP4 (or BF16/FP16) checkpoint on this machine's cores with our own kernels."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self._options = options
+        self._info: EngineInfo | None = None
+        self._thread: EngineThread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._streams: dict[str, OutputStream] = {}
+        self._death: str | None = None
+
+    async def start(self) -> None:
+        """See Engine.start. Loads in a worker thread, so the event loop stays free."""
+        if self._thread is not None:
+            raise StartFailed("the engine has been started already")
+        self._loop = asyncio.get_running_loop()
+        try:
+            core = await asyncio.to_thread(load_core, self._options)
+        except MemoryError as error:
+            raise StartFailed(f"out of memory while loading {self._options.checkpoint}") from error
+        self._info = core.info
+        self._thread = EngineThread(core, self._from_thread, self._thread_died)
+        self._thread.start()
+
+    @property
+    def info(self) -> EngineInfo:
+        """See Engine.info."""
+        assert self._info is not None, "info is asked for before start() has returned"
+        return self._info
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
+        """See Engine.generate."""
+        thread = self._alive_thread()
+        check_request(request, self.info)
+        if request.request_id in self._streams:
+            raise InvalidRequest(f"request id {request.request_id!r} is already in use", param="request_id")
+        stream = self._streams[request.request_id] = OutputStream()
+        finished = False
+        try:
+            thread.submit(request)
+            while not finished:
+                output = await stream.get()
+                finished = output.finish_reason is not None
+                yield output
+        except EngineError:
+            finished = True
+            raise
+        finally:
+            del self._streams[request.request_id]
+            if not finished:
+                thread.abort(request.request_id)
+
+    async def abort(self, request_id: str) -> None:
+        """See Engine.abort."""
+        if self._thread is not None:
+            await asyncio.wrap_future(self._thread.abort(request_id))
+
+    def stats(self) -> EngineStats:
+        """See Engine.stats."""
+        return self._thread.stats() if self._thread is not None else EngineStats()
+
+    async def close(self) -> None:
+        """See Engine.close."""
+        if self._death is None:
+            self._death = "the engine has been closed"
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.stop)
+        self._fail_streams()
+
+    def _alive_thread(self) -> EngineThread:
+        if self._death is not None:
+            raise EngineDead(self._death)
+        if self._thread is None:
+            raise EngineDead("the engine has not been started")
+        return self._thread
+
+    # -- called on the engine thread ----------------------------------------------------------------------
+
+    def _from_thread(self, outputs: Sequence[StepOutput]) -> None:
+        """One wake-up of the event loop for a step, however many sequences it served."""
+        self._call_in_loop(partial(self._dispatch, outputs))
+
+    def _thread_died(self, error: BaseException) -> None:
+        self._death = f"the CPU engine stopped after an internal error ({type(error).__name__}: {error})"
+        self._call_in_loop(self._fail_streams)
+
+    def _call_in_loop(self, callback: Callable[[], None]) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(callback)
+
+    # -- called in the event loop -------------------------------------------------------------------------
+
+    def _dispatch(self, outputs: Sequence[StepOutput]) -> None:
+        for request_id, output in outputs:
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                stream.put(output)
+
+    def _fail_streams(self) -> None:
+        assert self._death is not None
+        for stream in self._streams.values():
+            stream.put(EngineDead(self._death))

@@ -1,0 +1,88 @@
+"""From the scheduler's batch to the kernels' arrays, through the model, to rows of logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.cpu.forward_batch import ForwardBatch
+from engines.cpu.kv_cache import KvCache
+from engines.cpu.models.decoder import Decoder
+from engines.scheduler import Batch, ScheduledSequence
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceLogits:
+    """What a step computed for one sequence.
+
+    `prompt` are the rows of the prompt positions in this chunk when their log-probabilities are wanted,
+    float32 [num_tokens, vocab_size] starting at the chunk's first position; `last` is the row to sample
+    from, float32 [vocab_size], when the chunk reached the newest token.
+    """
+
+    scheduled: ScheduledSequence
+    prompt: NDArray[np.float32] | None
+    last: NDArray[np.float32] | None
+
+
+class ModelRunner:
+    """Runs one batch at a time over the KV cache it owns."""
+
+    def __init__(self, model: Decoder, cache: KvCache, block_size: int) -> None:
+        self._model = model
+        self._cache = cache
+        self._block_size = block_size
+
+    def run(self, batch: Batch) -> list[SequenceLogits]:
+        """Compute the batch's tokens; one entry per scheduled sequence, in the batch's order."""
+        logits = self._model.forward(self._forward_batch(batch), self._cache)
+        results = []
+        start = 0
+        for scheduled in batch.scheduled:
+            num_rows = _num_logits_rows(scheduled)
+            rows = logits[start : start + num_rows]
+            start += num_rows
+            results.append(
+                SequenceLogits(
+                    scheduled,
+                    prompt=rows if scheduled.sequence.wants_prompt_logits else None,
+                    last=rows[-1] if scheduled.needs_logits else None,
+                )
+            )
+        return results
+
+    def _forward_batch(self, batch: Batch) -> ForwardBatch:
+        token_ids: list[int] = []
+        query_starts = [0]
+        tables = [scheduled.sequence.block_table for scheduled in batch.scheduled]
+        block_tables = np.zeros((len(tables), max(map(len, tables))), np.int32)
+        positions, slots, logits_rows = [], [], []
+        for index, scheduled in enumerate(batch.scheduled):
+            start, end = scheduled.start, scheduled.start + scheduled.num_tokens
+            token_ids.extend(scheduled.sequence.token_ids[start:end])
+            block_tables[index, : len(tables[index])] = tables[index]
+            rows = np.arange(start, end, dtype=np.int64)
+            positions.append(rows)
+            blocks = block_tables[index, rows // self._block_size].astype(np.int64)
+            slots.append(blocks * self._block_size + rows % self._block_size)
+            query_starts.append(query_starts[-1] + scheduled.num_tokens)
+            num_logits = _num_logits_rows(scheduled)
+            logits_rows.extend(range(query_starts[-1] - num_logits, query_starts[-1]))
+        return ForwardBatch(
+            token_ids=np.asarray(token_ids, np.int32),
+            positions=np.concatenate(positions).astype(np.int32),
+            slots=np.concatenate(slots),
+            block_tables=block_tables,
+            query_starts=np.asarray(query_starts, np.int32),
+            context_lens=np.asarray([s.start + s.num_tokens for s in batch.scheduled], np.int32),
+            logits_rows=np.asarray(logits_rows, np.int64),
+        )
+
+
+def _num_logits_rows(scheduled: ScheduledSequence) -> int:
+    """All rows of the chunk when prompt log-probabilities are wanted, else the last one if it is needed."""
+    if scheduled.sequence.wants_prompt_logits:
+        return scheduled.num_tokens
+    return 1 if scheduled.needs_logits else 0

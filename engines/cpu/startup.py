@@ -1,0 +1,125 @@
+"""From options to a core that is ready to step: the checkpoint, the model, the KV cache, the scheduler."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from engines.base import EngineInfo, EngineOptions
+from engines.checkpoint.checkpoint import Checkpoint
+from engines.checkpoint.config import ModelConfig
+from engines.cpu import kernels
+from engines.cpu.core import EngineCore
+from engines.cpu.kv_cache import KvCache, KvCacheShape, available_memory_bytes
+from engines.cpu.linear import LinearOptions
+from engines.cpu.model_runner import ModelRunner
+from engines.cpu.models.loader import load_decoder
+from engines.errors import StartFailed
+from engines.scheduler import Scheduler, SchedulerConfig
+
+_logger = logging.getLogger(__name__)
+
+# Of the memory left once the weights are loaded, the share the KV cache takes when the user names no size.
+_DEFAULT_KV_CACHE_SHARE = 0.5
+
+
+def load_core(options: EngineOptions) -> EngineCore:
+    """Open the checkpoint, repack its weights and size the KV cache. Blocks for as long as that takes.
+
+    Raises CheckpointError for the files, StartFailed for options that cannot be met.
+    """
+    _check_options(options)
+    assert options.checkpoint is not None
+    started = time.monotonic()
+    checkpoint = Checkpoint.open(options.checkpoint)
+    config = checkpoint.config
+    max_model_len = _max_model_len(options, config)
+    kernels.set_num_threads(options.num_threads)
+    reference = options.numerics == "reference"
+    linear_options = LinearOptions(options.activations == "checkpoint", reference)
+    model = load_decoder(checkpoint, linear_options, max_model_len)
+    shape = KvCacheShape.of(config, options.block_size, reference_numerics=reference)
+    num_blocks = _num_blocks(options, shape, max_model_len)
+    cache = KvCache(shape, num_blocks)
+    scheduler = Scheduler(
+        SchedulerConfig(
+            num_blocks=num_blocks,
+            block_size=options.block_size,
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=options.max_num_batched_tokens,
+            prefix_caching=options.prefix_caching,
+            max_model_len=max_model_len,
+        )
+    )
+    info = EngineInfo(
+        engine="cpu",
+        vocab_size=model.vocab_size,
+        max_model_len=max_model_len,
+        eos_token_ids=config.eos_token_ids,
+        block_size=options.block_size,
+        num_blocks=num_blocks,
+        max_num_seqs=options.max_num_seqs,
+        details=(
+            ("layout", checkpoint.layout.value),
+            ("activations", options.activations),
+            ("numerics", options.numerics),
+            ("isa", kernels.isa_name()),
+            ("num_threads", str(kernels.num_threads())),
+        ),
+    )
+    _logger.info(
+        "loaded %s (%s) in %.1f s: %s activations, %s numerics, %s kernels on %d threads, "
+        "KV cache of %s tokens in %.0f MiB",
+        options.checkpoint,
+        checkpoint.layout.value,
+        time.monotonic() - started,
+        options.activations,
+        options.numerics,
+        kernels.isa_name(),
+        kernels.num_threads(),
+        f"{num_blocks * options.block_size:,}",
+        num_blocks * shape.block_bytes / 2**20,
+    )
+    runner = ModelRunner(model, cache, options.block_size)
+    return EngineCore(scheduler, runner, info, check_integrity=options.check_integrity)
+
+
+def _check_options(options: EngineOptions) -> None:
+    if options.checkpoint is None:
+        raise StartFailed("the CPU engine needs a checkpoint directory; none was given")
+    for name, value, allowed in (
+        ("activations", options.activations, ("checkpoint", "bf16")),
+        ("numerics", options.numerics, ("fast", "reference")),
+    ):
+        if value not in allowed:
+            raise StartFailed(f"{name} {value!r} is unknown; expected one of: {', '.join(allowed)}")
+    for name, number in (
+        ("block_size", options.block_size),
+        ("max_num_seqs", options.max_num_seqs),
+        ("max_num_batched_tokens", options.max_num_batched_tokens),
+    ):
+        if number < 1:
+            raise StartFailed(f"{name} is {number}; expected at least 1")
+    if options.num_threads < 0:
+        raise StartFailed(f"num_threads is {options.num_threads}; expected 0 (all physical cores) or more")
+
+
+def _max_model_len(options: EngineOptions, config: ModelConfig) -> int:
+    if options.max_model_len is None:
+        return config.max_position_embeddings
+    if not 2 <= options.max_model_len <= config.max_position_embeddings:
+        raise StartFailed(
+            f"max_model_len is {options.max_model_len}; expected 2 to {config.max_position_embeddings} "
+            "(max_position_embeddings in config.json)"
+        )
+    return options.max_model_len
+
+
+def _num_blocks(options: EngineOptions, shape: KvCacheShape, max_model_len: int) -> int:
+    """As many blocks as the memory allows, but no more than all slots at full length could fill."""
+    memory_bytes = options.kv_cache_memory_bytes
+    if memory_bytes is not None:
+        return shape.num_blocks_within(memory_bytes, max_model_len)
+    blocks_per_sequence = -(-max_model_len // options.block_size)
+    fitting = shape.num_blocks_within(int(available_memory_bytes() * _DEFAULT_KV_CACHE_SHARE), max_model_len)
+    return min(fitting, blocks_per_sequence * options.max_num_seqs)
