@@ -1,0 +1,53 @@
+# Everything a newcomer needs: `make serve` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 8000
+DEMO ?= demo/mistral-mxfp4
+
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt $(shell find engines/cpu/csrc -type f 2>/dev/null)
+
+.PHONY: serve test check format cpp-test clean
+
+# Serve the built-in demo checkpoint on port $(PORT).
+serve: $(VENV)/.installed
+	$(BIN)/python -m examples.demo_model.make_demo $(DEMO)
+	$(BIN)/nybble serve $(DEMO) --served-model-name nybble-demo --port $(PORT)
+
+# The whole test-suite.
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+# Formatting, lint, types, the rule of who imports whom.
+check: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	find engines/cpu/csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find engines/cpu/csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+# The kernels' own tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+cpp-test:
+	cmake -S . -B build/sanitize -DNYBBLE_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	cmake --build build/sanitize --target kernel_tests
+	build/sanitize/kernel_tests
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group test --group lint
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo
