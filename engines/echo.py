@@ -1,0 +1,267 @@
+"""The engine without a model: it says the prompt again.
+
+It keeps every promise of `engines.base` and costs next to nothing, so it is what the service is load-tested
+with, and the shortest complete example of an engine. What shapes a distribution (temperature, penalties,
+logit bias, seed) is checked, and then without effect: there is no distribution.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+from itertools import count, islice
+from pathlib import Path
+from typing import NamedTuple
+
+from engines.base import Engine, EngineInfo, EngineOptions, EngineStats
+from engines.errors import EngineDead, EngineUnavailable, InvalidRequest, MalformedCheckpoint
+from engines.request import FinishReason, GenerationRequest, TokenLogprob, TokenOutput
+from engines.request_checks import check_request
+
+_DEFAULT_MAX_MODEL_LEN = 4096
+
+
+class EchoEngine(Engine):
+    """Generates the prompt's tokens again, in a cycle, one per output.
+
+    After one repetition it ends with an end-of-sequence token; with `ignore_eos` it goes on to `max_tokens`.
+    End-of-sequence ids within the prompt are left out of the repetition unless `ignore_eos` is set.
+
+    At most `options.max_num_seqs` requests run at a time; the others wait in order of arrival, whatever their
+    priority. A request holds its slot while its consumer is slow: tokens are made when they are asked for.
+    Vocabulary, end-of-sequence ids and context come from `config.json` in `options.checkpoint` if that is
+    given, else from the arguments. `seconds_per_token` is a pause before each token.
+    """
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        *,
+        vocab_size: int = 320,
+        eos_token_ids: frozenset[int] = frozenset({2}),
+        seconds_per_token: float = 0.0,
+    ) -> None:
+        self._options = options
+        self._model = _ModelFacts(vocab_size, eos_token_ids, _DEFAULT_MAX_MODEL_LEN)
+        self._seconds_per_token = seconds_per_token
+        self._info: EngineInfo | None = None
+        self._closed = False
+        self._streams: dict[str, _Stream] = {}
+        self._waiting: deque[_Stream] = deque()
+        self._num_prompt_tokens = 0
+        self._num_generated_tokens = 0
+
+    async def start(self) -> None:
+        """Read `config.json`, if there is a checkpoint; MalformedCheckpoint when that fails."""
+        options = self._options
+        if options.checkpoint is not None:
+            self._model = _read_model_facts(options.checkpoint / "config.json", self._model)
+        self._info = EngineInfo(
+            engine="echo",
+            vocab_size=self._model.vocab_size,
+            max_model_len=options.max_model_len or self._model.max_model_len,
+            eos_token_ids=self._model.eos_token_ids,
+            block_size=options.block_size,
+            num_blocks=0,
+            max_num_seqs=options.max_num_seqs,
+            max_num_logprobs=min(20, self._model.vocab_size),
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """Facts about the engine; EngineUnavailable before `start`."""
+        if self._info is None:
+            raise EngineUnavailable("the echo engine has not been started; await start() first")
+        return self._info
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
+        """See `Engine.generate`."""
+        stream = self._enter(request)
+        try:
+            await stream.proceed.wait()
+            if not stream.is_ended:
+                self._num_prompt_tokens += len(request.prompt_token_ids)
+            for output in _outputs(request, self.info):
+                # Without this pause a consumer that never waits would keep all others from running.
+                await asyncio.sleep(self._seconds_per_token)
+                if stream.is_ended:
+                    break
+                self._num_generated_tokens += len(output.token_ids)
+                if output.finish_reason is not None:
+                    self._leave(stream)
+                yield output
+                if output.finish_reason is not None:
+                    return
+            if stream.error is not None:
+                raise stream.error
+            yield TokenOutput(
+                token_ids=(),
+                logprobs=None if request.sampling.num_logprobs is None else (),
+                finish_reason=FinishReason.ABORT,
+            )
+        finally:
+            self._leave(stream)
+
+    async def abort(self, request_id: str) -> None:
+        """See `Engine.abort`."""
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            self._leave(stream)
+
+    def stats(self) -> EngineStats:
+        """A snapshot; each token is a step of its own, and there are no KV blocks."""
+        num_waiting = len(self._waiting)
+        return EngineStats(
+            num_running=len(self._streams) - num_waiting,
+            num_waiting=num_waiting,
+            num_prompt_tokens_total=self._num_prompt_tokens,
+            num_generated_tokens_total=self._num_generated_tokens,
+            num_steps_total=self._num_generated_tokens,
+        )
+
+    async def close(self) -> None:
+        """See `Engine.close`."""
+        self._closed = True
+        self._waiting.clear()
+        for stream in list(self._streams.values()):
+            stream.error = EngineDead("the echo engine was closed while the request was running")
+            self._leave(stream)
+
+    def _enter(self, request: GenerationRequest) -> _Stream:
+        """Check the request and give it a slot, now or when one becomes free."""
+        if self._closed:
+            raise EngineDead("the echo engine has been closed")
+        check_request(request, self.info)
+        if request.request_id in self._streams:
+            raise InvalidRequest(f"request id {request.request_id!r} is already in use", param="request_id")
+        stream = _Stream(request.request_id)
+        if len(self._streams) < self.info.max_num_seqs:
+            stream.proceed.set()
+        else:
+            self._waiting.append(stream)
+        self._streams[stream.request_id] = stream
+        return stream
+
+    def _leave(self, stream: _Stream) -> None:
+        """End the stream, if that has not happened, and pass its slot on."""
+        if stream.is_ended:
+            return
+        stream.is_ended = True
+        del self._streams[stream.request_id]
+        if stream in self._waiting:
+            self._waiting.remove(stream)
+        stream.proceed.set()
+        while self._waiting and len(self._streams) - len(self._waiting) < self.info.max_num_seqs:
+            self._waiting.popleft().proceed.set()
+
+
+class _Stream:
+    """One request in flight. `proceed` is set once it runs or has ended."""
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.proceed = asyncio.Event()
+        self.is_ended = False
+        self.error: EngineDead | None = None
+
+
+class _ModelFacts(NamedTuple):
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    max_model_len: int
+
+
+def _outputs(request: GenerationRequest, info: EngineInfo) -> Iterator[TokenOutput]:
+    """Everything the request is answered, one token at a time."""
+    sampling = request.sampling
+    prompt_logprobs = None
+    if sampling.num_prompt_logprobs is not None:
+        later = request.prompt_token_ids[1:]
+        prompt_logprobs = (None, *(_logprob(t, sampling.num_prompt_logprobs, info) for t in later))
+    max_tokens = min(sampling.max_tokens, info.max_model_len - len(request.prompt_token_ids))
+    if max_tokens == 0:  # only the prompt was to be scored
+        yield TokenOutput(
+            token_ids=(),
+            logprobs=None if sampling.num_logprobs is None else (),
+            prompt_logprobs=prompt_logprobs,
+            finish_reason=FinishReason.LENGTH,
+        )
+        return
+    stop_ids = _stop_ids(request, info)
+    for num_generated, token_id in enumerate(islice(_tokens(request, info), max_tokens), 1):
+        reason = None
+        if token_id in stop_ids and num_generated > sampling.min_tokens:
+            reason = FinishReason.STOP
+        elif num_generated == max_tokens:
+            reason = FinishReason.LENGTH
+        yield TokenOutput(
+            token_ids=(token_id,),
+            logprobs=None
+            if sampling.num_logprobs is None
+            else (_logprob(token_id, sampling.num_logprobs, info),),
+            prompt_logprobs=prompt_logprobs if num_generated == 1 else None,
+            finish_reason=reason,
+        )
+        if reason is not None:
+            return
+
+
+def _tokens(request: GenerationRequest, info: EngineInfo) -> Iterator[int]:
+    """The endless echo: the prompt, then end-of-sequence or, where that is ignored, the prompt again."""
+    sampling = request.sampling
+    ends = bool(info.eos_token_ids) and not sampling.ignore_eos
+    dropped = info.eos_token_ids if ends else frozenset()
+    pattern = [token_id for token_id in request.prompt_token_ids if token_id not in dropped]
+    stop_ids = _stop_ids(request, info)
+    filler = next((token_id for token_id in range(info.vocab_size) if token_id not in stop_ids), 0)
+    for index in count():
+        if ends and index >= max(len(pattern), sampling.min_tokens):
+            yield min(info.eos_token_ids)
+            continue
+        token_id = pattern[index % len(pattern)] if pattern else filler
+        # Before min_tokens no token may be one that stops.
+        yield filler if index < sampling.min_tokens and token_id in stop_ids else token_id
+
+
+def _stop_ids(request: GenerationRequest, info: EngineInfo) -> frozenset[int]:
+    sampling = request.sampling
+    return sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else info.eos_token_ids)
+
+
+def _logprob(token_id: int, num_top: int, info: EngineInfo) -> TokenLogprob:
+    """A made-up distribution: `token_id` has probability 1/2, the ids after it 1/4, 1/8 and so on."""
+    top = tuple(((token_id + i) % info.vocab_size, -math.log(2.0) * (i + 1)) for i in range(num_top))
+    return TokenLogprob(token_id=token_id, logprob=-math.log(2.0), rank=1, top=top)
+
+
+def _read_model_facts(path: Path, defaults: _ModelFacts) -> _ModelFacts:
+    """What `config.json` says; `defaults` for the vocabulary and context where it says nothing."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MalformedCheckpoint(
+            f"{path} cannot be read: {error.strerror}; expected a model's config"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise MalformedCheckpoint(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise MalformedCheckpoint(f"{path} holds {type(config).__name__}; expected a JSON object")
+    eos = config.get("eos_token_id")
+    eos_token_ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    facts = _ModelFacts(
+        vocab_size=config.get("vocab_size", defaults.vocab_size),
+        eos_token_ids=frozenset(_whole(path, "eos_token_id", token_id, 0) for token_id in eos_token_ids),
+        max_model_len=config.get("max_position_embeddings", defaults.max_model_len),
+    )
+    _whole(path, "vocab_size", facts.vocab_size, 1)
+    _whole(path, "max_position_embeddings", facts.max_model_len, 1)
+    return facts
+
+
+def _whole(path: Path, name: str, value: object, minimum: int) -> int:
+    if type(value) is not int or value < minimum:
+        raise MalformedCheckpoint(f"{path}: {name} is {value!r}; expected a whole number >= {minimum}")
+    return value
