@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from engines.fp4 import e2m1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class QuantizedBlocks:
     """What quantising a float32 tensor [..., K] gives.
 

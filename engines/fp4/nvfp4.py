@@ -48,7 +48,9 @@ def dequantize(
     return blocks.multiply(e2m1.unpack(packed), scale_table(convention, global_scale)[scales])
 
 
-def quantize_weight_compressed_tensors(weight: NDArray[np.float32], *, bfloat16_model: bool) -> QuantizedBlocks:
+def quantize_weight_compressed_tensors(
+    weight: NDArray[np.float32], *, bfloat16_model: bool
+) -> QuantizedBlocks:
     """compressed-tensors' weight quantisation of float32 [..., K].
 
     With `bfloat16_model` the weight's values are bfloat16 ones and the library's bfloat16 steps (the global scale
