@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.checkpoint.config import ModelConfig
+from engines.checkpoint.model_config import ModelConfig
 from engines.errors import StartFailed
 
 

@@ -198,6 +198,10 @@ def _with_bias(linear: Linear, modules: Sequence[Fp4Tensors | DenseTensors]) -> 
     if all(module.bias is None for module in modules):
         return linear
     biases = [
-        np.zeros(module.num_rows, np.float32) if module.bias is None else module.bias for module in modules
+        np.zeros(_num_rows(module), np.float32) if module.bias is None else module.bias for module in modules
     ]
-    return BiasedLinear(linear, np.concatenate(biases).astype(np.float32))
+    return BiasedLinear(linear, np.concatenate(biases))
+
+
+def _num_rows(module: Fp4Tensors | DenseTensors) -> int:
+    return module.num_rows if isinstance(module, Fp4Tensors) else module.shape[0]

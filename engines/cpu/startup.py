@@ -7,7 +7,7 @@ import time
 
 from engines.base import EngineInfo, EngineOptions
 from engines.checkpoint.checkpoint import Checkpoint
-from engines.checkpoint.config import ModelConfig
+from engines.checkpoint.model_config import ModelConfig
 from engines.cpu import kernels
 from engines.cpu.core import EngineCore
 from engines.cpu.kv_cache import KvCache, KvCacheShape, available_memory_bytes

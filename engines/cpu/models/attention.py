@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.checkpoint.config import ModelConfig
+from engines.checkpoint.model_config import ModelConfig
 from engines.cpu import kernels
 from engines.cpu.forward_batch import ForwardBatch
 from engines.cpu.kv_cache import KvCache

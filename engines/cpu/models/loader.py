@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engines.checkpoint.checkpoint import Checkpoint
-from engines.cpu.linear import Linear, LinearOptions, build_linear
+from engines.cpu.linear import LinearOptions, build_linear
 from engines.cpu.models.attention import Attention, RopeTables
 from engines.cpu.models.decoder import Decoder, DecoderLayer
 from engines.cpu.models.mlp import FeedForward, GatedMlp, MixtureOfExperts
@@ -19,11 +19,7 @@ def load_decoder(checkpoint: Checkpoint, options: LinearOptions, max_model_len: 
     rope = RopeTables(*rope_tables(config.rope, config.head_dim, max_model_len))
     layers = [_load_layer(checkpoint, layer, rope, options) for layer in range(config.num_layers)]
     embedding = checkpoint.dense("model.embed_tokens")
-    head: Linear
-    if config.tie_word_embeddings:
-        head = build_linear([embedding], options)
-    else:
-        head = build_linear([checkpoint.linear("lm_head")], options)
+    head = build_linear([checkpoint.linear("lm_head")], options)
     final_norm = checkpoint.dense("model.norm").as_float32()
     return Decoder(embedding.data, layers, final_norm, head, config.rms_norm_eps)
 
