@@ -1,7 +1,7 @@
-"""A model that shows every misplaced KV entry: a token is a digest of the whole prefix as read from the blocks.
+"""A model that shows every misplaced KV entry: a token is a digest of the prefix as read from the blocks.
 
-`FakeModel` keeps a simulated KV store and fails at once when it reads a slot that was never written or that
-holds another token or position than the sequence has there.
+`FakeModel` keeps a simulated KV store and fails at once when it reads a slot that was never written or holds
+another position; another sequence's token in it changes everything generated from there on.
 """
 
 from __future__ import annotations
