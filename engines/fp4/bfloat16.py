@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 def decode(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Raw bfloat16 bits (uint16) -> the same numbers in float32, any shape. Exact."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    wide: NDArray[np.uint32] = bits.astype(np.uint32) << np.uint32(16)
+    return wide.view(np.float32)
 
 
 def encode(values: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -18,7 +19,8 @@ def encode(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     rounded = ((bits.astype(np.uint64) + np.uint64(0x7FFF) + odd) >> np.uint64(16)).astype(np.uint16)
     quiet_nan = ((bits >> np.uint32(16)) | np.uint32(0x0040)).astype(np.uint16)
     is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-    return np.where(is_nan, quiet_nan, rounded).reshape(np.shape(values))
+    encoded: NDArray[np.uint16] = np.where(is_nan, quiet_nan, rounded).reshape(np.shape(values))
+    return encoded
 
 
 def round_trip(values: NDArray[np.float32]) -> NDArray[np.float32]:

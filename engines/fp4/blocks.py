@@ -15,7 +15,7 @@ class QuantizedBlocks:
     """What quantising a float32 tensor [..., K] gives.
 
     `codes` uint8 [..., K], one E2M1 code each, not packed; `scales` uint8 [..., K/group], raw scale bytes;
-    `multipliers` float32 [..., K/group], the number a block's codes are multiplied by (global scale included);
+    `multipliers` float32 [..., K/group], what a block's codes are multiplied by (global scale included);
     `global_scale` as the checkpoint stores it, None for MXFP4.
     """
 

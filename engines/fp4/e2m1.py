@@ -1,6 +1,7 @@
 """E2M1, the 4-bit element of both formats: sign, two exponent bits, one mantissa bit (fp4-formats section 1).
 
-code = sign << 3 | m, magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6. Two codes share a byte, the even column in the low nibble.
+code = sign << 3 | m, magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6. Two codes share a byte, the
+even column in the low nibble.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def encode_ties_to_zero(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The rule of modelopt's MXFP4 export: ties toward zero, and an exact zero of either sign becomes code 8."""
+    """The rule of modelopt's MXFP4 export: ties toward zero; an exact zero of either sign becomes code 8."""
     codes = count_reached(np.abs(values), _TIES_TO_ZERO)
     codes |= np.where(values <= 0, _SIGN, np.uint8(0))
     return codes
@@ -46,10 +47,11 @@ def decode(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Codes [..., K], K even -> bytes [..., K/2]; low nibble = even column. Raises ValueError for an odd K."""
+    """Codes [..., K] -> bytes [..., K/2], low nibble = even column. Raises ValueError for an odd K."""
     if codes.shape[-1] % 2:
         raise ValueError(f"cannot pack {codes.shape[-1]} columns two to a byte; expected an even number")
-    return codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
+    packed: NDArray[np.uint8] = codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
+    return packed
 
 
 def unpack(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:

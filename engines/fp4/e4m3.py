@@ -29,8 +29,9 @@ VALUES.setflags(write=False)
 def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """float32 -> bytes, same shape: nearest, ties to even, saturating at +-448; NaN becomes 0x7f or 0xff."""
     codes = count_reached(np.abs(values), _TIES_TO_EVEN)
-    codes = np.where(np.isnan(values), np.uint8(0x7F), codes)
-    return codes | np.where(np.signbit(values), np.uint8(0x80), np.uint8(0))
+    codes = np.where(np.isnan(values), np.uint8(NAN_BYTES[0]), codes)
+    stored: NDArray[np.uint8] = codes | np.where(np.signbit(values), np.uint8(0x80), np.uint8(0))
+    return stored
 
 
 def decode(stored: NDArray[np.uint8]) -> NDArray[np.float32]:

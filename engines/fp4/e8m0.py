@@ -1,4 +1,4 @@
-"""E8M0, the block scale of MXFP4: byte s stands for 2^(s-127), byte 255 for NaN (OCP MX 1.0, section 5.4.1)."""
+"""E8M0, the block scale of MXFP4: byte s stands for 2^(s-127), 255 for NaN (OCP MX 1.0, section 5.4.1)."""
 
 from __future__ import annotations
 

@@ -20,20 +20,30 @@ def scale_bytes(amax: NDArray[np.float32]) -> NDArray[np.uint8]:
     """compressed-tensors' "even" rule: block maxima -> E8M0 bytes, same shape.
 
     E = floor(log2 amax), plus 1 when amax / 2^E >= 1.75; stored = clamp(E - 2 + 127, 0, 255). The largest
-    magnitude of a block then lies in [3.5, 7) of its scale, and 6 to 7 saturate.
+    magnitude of a block then lies in [3.5, 7) of its scale, and 6 to 7 saturate. NaN and infinity give 255.
     """
     bits = np.ascontiguousarray(amax, dtype=np.float32).view(np.uint32) + _QUARTER
     biased_exponent = (bits >> _EXPONENT_SHIFT).astype(np.int32)
-    return np.clip(biased_exponent - 2, 0, 255).astype(np.uint8).reshape(np.shape(amax))
+    stored: NDArray[np.uint8] = np.clip(biased_exponent - 2, 0, 255).astype(np.uint8)
+    stored = stored.reshape(np.shape(amax))
+    return np.where(np.isfinite(amax), stored, np.uint8(e8m0.NAN))
 
 
-def quantize(values: NDArray[np.float32]) -> QuantizedBlocks:
-    """compressed-tensors' quantisation of weights and, per token, of activations: float32 [..., K].
+def quantize(weight: NDArray[np.float32]) -> QuantizedBlocks:
+    """compressed-tensors' quantisation of a weight, float32 [..., K].
+
+    Raises ValueError for NaN or infinity and when K is no multiple of 32.
+    """
+    require_finite(weight, "the weight to quantise to MXFP4")
+    return quantize_activations(weight)
+
+
+def quantize_activations(values: NDArray[np.float32]) -> QuantizedBlocks:
+    """The same arithmetic on activations, float32 [..., K], each block by itself.
 
     bfloat16 input gives the same result as its float32 values: the scale is a power of two and everything is
-    exact. Raises ValueError for NaN or infinity and when K is no multiple of 32.
+    exact. A block that holds NaN or infinity becomes NaN, as in the library.
     """
-    require_finite(values, "the tensor to quantise to MXFP4")
     split = blocks.split(values, GROUP_SIZE)
     scales = scale_bytes(blocks.absolute_maximum(split))
     multipliers = e8m0.decode(scales)
@@ -43,7 +53,7 @@ def quantize(values: NDArray[np.float32]) -> QuantizedBlocks:
 
 def scale_table() -> NDArray[np.float32]:
     """float32[256]: the multiplier each stored scale byte stands for, 2^(s-127); byte 255 is NaN."""
-    return e8m0.VALUES.copy()
+    return np.array(e8m0.VALUES)
 
 
 def dequantize(packed: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -54,7 +64,7 @@ def dequantize(packed: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[
 def quantize_modelopt_export(values: NDArray[np.float32]) -> QuantizedBlocks:
     """modelopt's MXFP4 export: scale 2^ceil(log2(amax/6)), ties toward zero, every exact zero is code 8.
 
-    Only for comparing with its files: `quantize` has the smaller error. Raises ValueError as `quantize` does.
+    Only for comparing with its files: `quantize` has the smaller error. Raises ValueError as that does.
     """
     require_finite(values, "the tensor to quantise to MXFP4")
     split = blocks.split(values, GROUP_SIZE)
@@ -66,7 +76,8 @@ def quantize_modelopt_export(values: NDArray[np.float32]) -> QuantizedBlocks:
 
 def _ceiling_scale_bytes(amax: NDArray[np.float32]) -> NDArray[np.uint8]:
     sixth = np.maximum((amax / e2m1.MAX).astype(np.float32), _SMALLEST_SUBNORMAL)
-    # the library takes the logarithm in float32, which rounds off what is just above a power of two
+    # the library's float32 logarithm rounds off what is just above a power of two
     logarithm = np.log2(sixth.astype(np.float64)).astype(np.float32)
     exponent = np.maximum(np.ceil(logarithm), -e8m0.BIAS)
-    return (exponent + e8m0.BIAS).astype(np.uint8)
+    stored: NDArray[np.uint8] = (exponent + e8m0.BIAS).astype(np.uint8)
+    return stored

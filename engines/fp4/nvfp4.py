@@ -1,8 +1,8 @@
-"""NVFP4: blocks of 16 E2M1 codes under an E4M3 scale, and one float32 scale per tensor. fp4-formats sections 3 and 4.
+"""NVFP4: blocks of 16 E2M1 codes under an E4M3 scale, one float32 scale per tensor (fp4-formats 3 and 4).
 
-The two libraries agree on the idea and differ in everything that decides bits: compressed-tensors stores a divisor
-and computes part of it in the model's dtype; modelopt stores a multiplier and stays in float32. Hence two sets of
-functions. The order of the float32 operations is the libraries': bfloat16 weights hit exact ties often.
+The two libraries agree on the idea and differ in everything that decides bits: compressed-tensors stores a
+divisor and computes part of it in the model's dtype; modelopt stores a multiplier and stays in float32. Hence
+two sets of functions. The order of the float32 operations is the libraries': exact ties are frequent.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ def scale_table(convention: Convention, global_scale: float) -> NDArray[np.float
     compressed-tensors: f32(E4M3 / global); modelopt: f32(E4M3 * global). Bytes 0x7f and 0xff are NaN.
     """
     scale = np.float32(global_scale)
-    if convention is Convention.COMPRESSED_TENSORS:
-        return (e4m3.VALUES / scale).astype(np.float32)
-    return (e4m3.VALUES * scale).astype(np.float32)
+    table: NDArray[np.float32]
+    with np.errstate(over="ignore"):
+        table = e4m3.VALUES / scale if convention is Convention.COMPRESSED_TENSORS else e4m3.VALUES * scale
+    return table
 
 
 def dequantize(
@@ -53,27 +54,27 @@ def quantize_weight_compressed_tensors(
 ) -> QuantizedBlocks:
     """compressed-tensors' weight quantisation of float32 [..., K].
 
-    With `bfloat16_model` the weight's values are bfloat16 ones and the library's bfloat16 steps (the global scale
-    and amax/6) are rounded as it does. Raises ValueError for NaN, infinity, or K not a multiple of 16.
+    With `bfloat16_model` the weight's values are bfloat16 ones and the library's bfloat16 steps (the global
+    scale and amax/6) are rounded as it does. Raises ValueError for NaN, infinity, or K not a multiple of 16.
     """
     require_finite(weight, "the weight to quantise to NVFP4")
     global_scale = global_scale_compressed_tensors(weight, bfloat16_model=bfloat16_model)
     return quantize_activations_compressed_tensors(weight, global_scale, bfloat16_model=bfloat16_model)
 
 
-def global_scale_compressed_tensors(weight: NDArray[np.float32], *, bfloat16_model: bool) -> np.float32:
+def global_scale_compressed_tensors(weight: NDArray[np.float32], *, bfloat16_model: bool) -> float:
     """2688 / amax in the model's dtype, as the reciprocal times 2688; 1 where that overflows."""
     amax = np.maximum(np.abs(weight).max(initial=np.float32(0)), _SMALLEST_NORMAL)
-    reciprocal = _in_model_dtype(np.float32(1) / amax, bfloat16_model)
+    reciprocal = _in_model_dtype(np.array(np.float32(1) / amax), bfloat16_model)
     with np.errstate(over="ignore"):
-        scale = np.float32(_in_model_dtype(reciprocal * _LARGEST, bfloat16_model))
-    return scale if np.isfinite(scale) else np.float32(1)
+        scale = float(_in_model_dtype(np.array(reciprocal * _LARGEST), bfloat16_model))
+    return scale if np.isfinite(scale) else 1.0
 
 
 def quantize_activations_compressed_tensors(
     values: NDArray[np.float32], global_scale: float, *, bfloat16_model: bool = False
 ) -> QuantizedBlocks:
-    """compressed-tensors' quantisation under a given (calibrated, static) global scale, the divisor as stored.
+    """compressed-tensors' quantisation under a given (calibrated, static) global scale, a divisor as stored.
 
     float32 [..., K]; block scales are dynamic. A value beyond the calibrated maximum saturates.
     """

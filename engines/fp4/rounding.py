@@ -21,7 +21,7 @@ def ties_to_even_thresholds(magnitudes: NDArray[np.float32]) -> NDArray[np.float
 
 
 def count_reached(magnitudes: NDArray[np.float32], thresholds: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """How many ascending `thresholds` (fewer than 256) each magnitude reaches: its code. uint8, same shape."""
+    """How many ascending `thresholds` (fewer than 256) each magnitude reaches: its code (uint8)."""
     return np.searchsorted(thresholds, magnitudes, side="right").astype(np.uint8)
 
 
