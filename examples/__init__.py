@@ -1,0 +1,1 @@
+"""Runnable examples; continuous integration runs them."""
