@@ -29,9 +29,9 @@ class ChatTemplate:
     """The chat template of one checkpoint. Immutable; `render` may be called from several threads at once.
 
     A template is code from the checkpoint, run in a sandbox without access to Python, files or the network.
-    Guaranteed: `render` returns or raises within `deadline_seconds` and a second; loops are interrupted at the
-    deadline (what a single built-in operation does at that moment runs on in its own thread until it is done);
-    a prompt of more than `max_characters` is refused. Not bounded: the memory a template uses before that, so
+    Guaranteed: `render` returns or raises within `deadline_seconds` and a second; loops are interrupted at
+    the deadline (a single built-in operation under way then runs on in its own thread until it is done); a
+    prompt of more than `max_characters` is refused. Not bounded: the memory a template uses before that, so
     a checkpoint from an unknown hand belongs in a container with a memory limit.
     """
 
@@ -132,7 +132,10 @@ class _DeadlinePassed(SystemExit):
 
 
 def _call_with_deadline(function: Callable[[], str], deadline_seconds: float) -> str:
-    """Run `function` in a thread of its own, interrupted at the deadline; its errors become ChatTemplateError."""
+    """Run `function` in a thread of its own, interrupted at the deadline.
+
+    Its errors become ChatTemplateError.
+    """
     results: list[str] = []
     errors: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""Token ids to text while they are being generated: every character is given out once, and only when it is final."""
+"""Token ids to text while they are generated: every character is given out once, when it is final."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class PieceSource(Protocol):
 class IncrementalDetokenizer:
     """The text of one growing sequence of token ids. Not shared between sequences or threads.
 
-    Guarantee: however the ids are divided into `push` calls, the texts returned, followed by that of `flush`,
-    concatenate to what one call would have given. At most three bytes are ever held back, so a token costs the
-    same after a million others, and a run of invalid bytes comes out as it goes in (as U+FFFD).
+    Guarantee: however the ids are divided into `push` calls, the texts returned, followed by that of
+    `flush`, concatenate to what one call would have given. At most three bytes are ever held back, so a token
+    costs the same after a million others, and a run of invalid bytes comes out as it goes in (as U+FFFD).
 
     `starts_text` is True when nothing visible precedes the ids. Only then is the space dropped that
     SentencePiece puts in front of a text's first word; a continuation keeps it ("... is" + " Paris").

@@ -46,15 +46,15 @@ class TokenText:
 
 @dataclass(frozen=True, slots=True)
 class TextOutput:
-    """What was added to an answer. The output with a `finish_reason` is the last one, and only that one has it.
+    """What was added to an answer. The last output, and only that one, has a `finish_reason`.
 
     `text` is final; the texts concatenate to the whole answer. `token_ids` (`num_new_tokens` of them) are all
     ids generated, in the order and at the time they came: also the end-of-sequence id, and those up to and
-    including the one that completed a stop string. `tokens` are those of the answer itself, each exactly once,
-    given with or after the beginning of its text and at the latest in the last output. Not among them: a
-    hidden special token that ended the sequence, and tokens that lie wholly in a stop string that was cut off.
-    `prompt_logprobs` come once, with the first output. `stop_reason` is the stop string that matched, or the id
-    from `stop_token_ids`, or None.
+    including the one that completed a stop string. `tokens` are those of the answer itself, each exactly
+    once, given with or after the beginning of its text and at the latest in the last output. Not among them:
+    a hidden special token that ended the sequence, and tokens that lie wholly in a stop string cut off.
+    `prompt_logprobs` come once, with the first output. `stop_reason` is the stop string that matched, or the
+    id from `stop_token_ids`, or None.
     """
 
     text: str
@@ -173,7 +173,7 @@ class _TextAssembler:
         return last if last in self._sampling.stop_token_ids else None
 
     def _release(self, *, ended: bool, reason: FinishReason | None) -> tuple[TokenText, ...]:
-        """The pending tokens whose text has begun to be given out; all of them once the sequence has ended."""
+        """The pending tokens whose text has begun to be given out; all of them once the sequence ended."""
         if ended:
             released = list(self._pending)
             self._pending.clear()

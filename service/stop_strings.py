@@ -21,8 +21,9 @@ class StopStringMatcher:
     completed by the same character, the longest (the one that began first). So the outcome does not depend
     on how the text is divided into `push` calls, and generation can end with the token that completed it.
 
-    Only text that may still become a stop string is held back: the longest end of the text that is the beginning
-    of one. Each character costs a constant number of steps for each stop string (Knuth, Morris, Pratt).
+    Only text that may still become a stop string is held back: the longest end of the text that is the
+    beginning of one. Each character costs a constant number of steps for each stop string (Knuth, Morris,
+    Pratt), counted over the whole text.
     """
 
     def __init__(self, stops: Sequence[str], include_in_output: bool = False) -> None:

@@ -1,8 +1,8 @@
 """What each token contributes to the text, as bytes, read from the `decoder` of a tokenizer.json.
 
-Working in bytes makes decoding incremental and exact: a text is the concatenation of its tokens' pieces, and
-UTF-8 is decoded over the seams. Covered are the decoders of generative models (byte-level BPE; SentencePiece with
-or without byte fallback; Metaspace; none at all); any other is refused by name.
+Working in bytes makes decoding incremental and exact: a text is the concatenation of its tokens' pieces,
+and UTF-8 is decoded over the seams. Covered are the decoders of generative models (byte-level BPE;
+SentencePiece with or without byte fallback; Metaspace; none at all); any other is refused by name.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def _sentencepiece(steps: Sequence[Mapping[str, Any]]) -> TokenPieces:
         else:
             names = " -> ".join(str(other.get("type")) for other in steps)
             raise UnsupportedDecoder(
-                f"the decoder step {kind!r} in {names} is not supported there; expected ByteLevel, Metaspace, "
-                "or Replace, ByteFallback, Fuse, Strip(start) in that order"
+                f"the decoder step {kind!r} in {names} is not supported there; expected ByteLevel, "
+                "Metaspace, or Replace, ByteFallback, Fuse, Strip(start) in that order"
             )
 
     def piece(token: str) -> bytes:

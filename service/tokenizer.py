@@ -72,7 +72,7 @@ class Tokenizer:
             )
         except (KeyboardInterrupt, SystemExit):
             raise
-        # Whatever the files hold, the answer is one kind of error; a panic in Rust arrives as a BaseException.
+        # Whatever the files hold, the answer is one kind of error; a Rust panic comes as a BaseException.
         except BaseException as error:
             raise TokenizerError(f"cannot load the tokenizer in {directory}: {_one_line(error)}") from error
         if not getattr(hf_tokenizer, "is_fast", False):
@@ -89,8 +89,9 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of a whole sequence of ids. Ids the tokenizer does not know add nothing.
 
-        As transformers' `decode` without its clean-up of spaces, with one difference: in a run of SentencePiece
-        byte tokens only the bytes that are invalid become U+FFFD, not the valid characters beside them too.
+        As transformers' `decode` without its clean-up of spaces, with one difference: in a run of
+        SentencePiece byte tokens only the bytes that are invalid become U+FFFD, not the valid characters
+        beside them too.
         """
         detokenizer = IncrementalDetokenizer(self, skip_special_tokens=skip_special_tokens, starts_text=True)
         return detokenizer.push(ids) + detokenizer.flush()
@@ -162,7 +163,7 @@ class Tokenizer:
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """The tokenizer's own end-of-sequence id; the engine may stop at more (`EngineInfo.eos_token_ids`)."""
+        """The tokenizer's own end-of-sequence id; the engine may know more (`EngineInfo.eos_token_ids`)."""
         eos = _optional_int(self.hf_tokenizer.eos_token_id)
         return frozenset() if eos is None else frozenset((eos,))
 
