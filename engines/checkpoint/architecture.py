@@ -13,7 +13,7 @@ _HUB_NAMES = {
     "gate": "w1",
     "up": "w3",
     "down": "w2",
-}  # what Mixtral checkpoints call them (fp4-formats section 6)
+}  # Mixtral's own names (fp4-formats section 6)
 _MOE_PREFIXES = ("block_sparse_moe", "mlp")
 
 
@@ -27,7 +27,7 @@ class ModuleKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModuleSpec:
-    """One module. `names`: the spellings in use, exactly one of which a checkpoint has. `shape` of its weight."""
+    """One module and the `shape` of its weight. `names`: its spellings; a checkpoint has exactly one of them."""
 
     names: tuple[str, ...]
     kind: ModuleKind

@@ -16,8 +16,8 @@ from engines.errors import MalformedCheckpoint
 class Checkpoint:
     """All modules of one model. Weights are views into the mapped files; nothing large is in memory.
 
-    `open` has checked every module's presence, dtypes, shapes and scales, so the accessors raise KeyError only,
-    for a name the architecture does not have.
+    `open` has checked every module's presence, dtypes, shapes and scales, so the accessors raise nothing but
+    KeyError, for a name the architecture does not have.
     """
 
     def __init__(
@@ -43,13 +43,11 @@ class Checkpoint:
     def open(cls, directory: Path) -> Checkpoint:
         """Open and check a Hugging Face checkpoint directory.
 
-        Raises MalformedCheckpoint for files that are missing or wrong, UnsupportedCheckpoint for sound ones that
-        no engine here reads.
+        Raises MalformedCheckpoint for files that are missing or wrong, UnsupportedCheckpoint for sound ones
+        that no engine here reads.
         """
         if not directory.is_dir():
-            raise MalformedCheckpoint(
-                f"{directory}: is no directory; expected a Hugging Face checkpoint directory"
-            )
+            raise MalformedCheckpoint(f"{directory}: is no directory; expected that of a checkpoint")
         config, raw = read_model_config(directory)
         quantization = read_quantization(directory, raw)
         return cls(directory, config, quantization, TensorDirectory(directory))
@@ -74,7 +72,7 @@ class Checkpoint:
         return self.dense(router_names(layer)[0])
 
     def dense(self, name: str) -> DenseTensors:
-        """An unquantised module: a norm, "model.embed_tokens", or "lm_head" (the embeddings when they are tied)."""
+        """A norm, "model.embed_tokens" or an unquantised "lm_head" (the embeddings when they are tied)."""
         module = self.linear(name)
         if not isinstance(module, DenseTensors):
             raise KeyError(f"{name} is stored in FP4; use `linear`")

@@ -1,4 +1,4 @@
-"""config.json and generation_config.json -> `ModelConfig`: everything about the model but its quantisation."""
+"""config.json and generation_config.json -> `ModelConfig`: all about the model but its quantisation."""
 
 from __future__ import annotations
 
@@ -120,7 +120,8 @@ def read_model_config(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
     )
     if config.num_heads % num_kv_heads:
         raise MalformedCheckpoint(
-            f"{path}: num_attention_heads {config.num_heads} is no multiple of num_key_value_heads {num_kv_heads}"
+            f"{path}: num_attention_heads {config.num_heads} is no multiple of "
+            f"num_key_value_heads {num_kv_heads}"
         )
     return config, raw
 
@@ -132,9 +133,7 @@ def _architecture(path: Path, raw: Mapping[str, Any]) -> str:
         or len(architectures) != 1
         or not isinstance(architectures[0], str)
     ):
-        raise MalformedCheckpoint(
-            f"{path}: architectures is {architectures!r:.100}; expected a list of one name"
-        )
+        raise MalformedCheckpoint(f"{path}: architectures is {architectures!r:.100}; expected one name")
     if architectures[0] not in SUPPORTED_ARCHITECTURES:
         raise UnsupportedCheckpoint(
             f"{path}: architecture {architectures[0]!r:.100} is not supported; "

@@ -55,14 +55,14 @@ class ModuleReader:
             self._check_suffixes(name, suffixes, _DENSE_SUFFIXES)
             if group is not None and spec.kind is ModuleKind.LINEAR:
                 raise MalformedCheckpoint(
-                    f"{self._where(name)}: is stored unquantised although the quantisation config targets it and "
-                    "does not ignore it; add it to `ignore` or store it quantised"
+                    f"{self._where(name)}: is stored unquantised although the quantisation config targets it "
+                    "and does not ignore it; add it to `ignore` or store it quantised"
                 )
             return self._dense(name, spec)
         if group is None:
             raise MalformedCheckpoint(
-                f"{self._where(name)}: is stored in FP4 although the quantisation config does not quantise it "
-                "(no quantisation config, no group targets it, or it is ignored)"
+                f"{self._where(name)}: is stored in FP4 although the quantisation config does not quantise "
+                "it (no quantisation config, no group targets it, or it is ignored)"
             )
         if packed_by == "modelopt":
             self._check_suffixes(name, suffixes, _MODELOPT_SUFFIXES)
@@ -84,8 +84,8 @@ class ModuleReader:
                     "tensor per expert, such as model.layers.0.block_sparse_moe.experts.0.w1.weight_packed"
                 )
         raise MalformedCheckpoint(
-            f"{self._tensors.directory}: the module {' or '.join(spec.names)} is absent; config.json asks for it, "
-            f"with a weight of shape {list(spec.shape)} (download complete? shapes right in config.json?)"
+            f"{self._tensors.directory}: the module {' or '.join(spec.names)} is absent; config.json asks for "
+            f"it, with a weight of shape {list(spec.shape)} (download complete? shapes right in config.json?)"
         )
 
     def _packed_by(self, name: str, suffixes: set[str]) -> str | None:
@@ -99,7 +99,8 @@ class ModuleReader:
         unknown = sorted(suffixes - known - _IGNORABLE_SUFFIXES)
         if unknown:
             raise UnsupportedCheckpoint(
-                f"{self._where(name)}: has tensors this reader does not know: {unknown}; expected {sorted(known)}"
+                f"{self._where(name)}: has tensors this reader does not know: {unknown}; "
+                f"expected {sorted(known)}"
             )
 
     def _dense(self, name: str, spec: ModuleSpec) -> DenseTensors:
@@ -131,13 +132,15 @@ class ModuleReader:
         convention = self._quantization.convention
         if packed_by != convention:
             raise MalformedCheckpoint(
-                f"{self._where(name)}: is stored as {packed_by} does it; the quantisation config says {convention}"
+                f"{self._where(name)}: is stored as {packed_by} does it; the quantisation config "
+                f"says {convention}"
             )
         num_rows, num_columns = spec.shape
         group_size = GROUP_SIZES[group.format]
         if num_columns % group_size:
             raise MalformedCheckpoint(
-                f"{self._where(name)}: has {num_columns} columns; {group.format} needs a multiple of {group_size}"
+                f"{self._where(name)}: has {num_columns} columns; {group.format} needs "
+                f"a multiple of {group_size}"
             )
         is_modelopt = convention == "modelopt"
         weight = f"{name}.weight" if is_modelopt else f"{name}.weight_packed"
@@ -175,7 +178,7 @@ class ModuleReader:
                 )
 
     def _scalar(self, name: str, multiplies: bool) -> float:
-        """One finite positive float32, stored as [1] or []; the largest block scale times it must be finite."""
+        """One finite positive float32, stored as [1] or []; the largest block scale under it must be finite."""
         info = self._require(name, ("F32",), [(1,), ()])
         value = np.float32(self._tensors.view(name).reshape(()))
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.checkpoint.json_file import read_json_object
-from engines.checkpoint.patterns import ModulePatterns, compile_expression
+from engines.checkpoint.patterns import ModulePatterns
 from engines.errors import MalformedCheckpoint, UnsupportedCheckpoint
 
 HF_QUANT_CONFIG = "hf_quant_config.json"
@@ -40,7 +40,7 @@ class QuantizationGroup:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """The quantisation a checkpoint declares. `kv_cache` names the scheme of the KV cache it was calibrated for."""
+    """What a checkpoint declares. `kv_cache` names the scheme of the KV cache it was calibrated for."""
 
     convention: str
     groups: tuple[QuantizationGroup, ...]
@@ -167,7 +167,7 @@ def _parse_modelopt(path: Path, document: Mapping[str, Any]) -> Quantization:
         kv_cache = _kv_cache_scheme(section.get("kv_cache_scheme"))
     if kv_cache not in (None, "FP8"):
         raise UnsupportedCheckpoint(f"{path}: KV cache quantisation {kv_cache!r:.100}; only FP8 is supported")
-    everything = ModulePatterns(("*",), wildcards=True)
+    everything = ModulePatterns.modelopt(["*"])
     return Quantization(
         convention="modelopt",
         groups=(QuantizationGroup("group_0", "nvfp4", everything, quantizes_activations),),
@@ -203,8 +203,4 @@ def _patterns(path: Path, where: str, value: object, *, wildcards: bool = False)
         raise MalformedCheckpoint(
             f"{path}: {where} has {len(value)} entries; expected at most {_MAX_PATTERNS}"
         )
-    if not wildcards:
-        for pattern in value:
-            if pattern.startswith("re:"):
-                compile_expression(pattern)
-    return ModulePatterns(tuple(value), wildcards)
+    return ModulePatterns.modelopt(value) if wildcards else ModulePatterns.compressed_tensors(value)

@@ -42,12 +42,13 @@ class _RopeJson(BaseModel):
 
 
 def parse_rope(path: Path, raw: Mapping[str, Any], architecture: str) -> RopeConfig:
-    """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (older). Raises CheckpointError."""
+    """From `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`. Raises CheckpointError."""
     fields = _fields(path, raw)
     kind = fields.rope_type or fields.type or "default"
     if kind not in SUPPORTED_ROPE_TYPES:
         raise UnsupportedCheckpoint(
-            f"{path}: rope type {kind!r:.100} is not supported; supported are {', '.join(SUPPORTED_ROPE_TYPES)}"
+            f"{path}: rope type {kind!r:.100} is not supported; "
+            f"supported are {', '.join(SUPPORTED_ROPE_TYPES)}"
         )
     if fields.partial_rotary_factor not in (None, 1.0):
         raise UnsupportedCheckpoint(

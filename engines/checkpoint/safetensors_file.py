@@ -1,7 +1,7 @@
 """One .safetensors file, mapped into memory and checked before anything is taken from it.
 
-Layout: 8 bytes little-endian header length, a JSON header, then the data. Every tensor has a dtype, a shape and a
-pair of offsets into the data; the tensors lie end to end and cover the data exactly. The header is not trusted.
+Layout: 8 bytes little-endian header length, a JSON header, then the data. Every tensor has a dtype, a shape
+and a pair of offsets into the data; the tensors lie end to end and cover it exactly. The header is not trusted.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class SafetensorsFile:
         header_length = int.from_bytes(self._map[:_LENGTH_BYTES], "little")
         if header_length > HEADER_LIMIT_BYTES or header_length > size - _LENGTH_BYTES:
             raise MalformedCheckpoint(
-                f"{path}: the header claims {header_length} bytes; the file has {size - _LENGTH_BYTES} after the "
-                f"length and {HEADER_LIMIT_BYTES} is the limit (truncated, or not a safetensors file?)"
+                f"{path}: the header claims {header_length} bytes; the file has {size - _LENGTH_BYTES} after "
+                f"the length and {HEADER_LIMIT_BYTES} is the limit (truncated, or not a safetensors file?)"
             )
         self._data_start = _LENGTH_BYTES + header_length
         header = parse_json_object(self._map[_LENGTH_BYTES : self._data_start], path, "the header")

@@ -58,8 +58,8 @@ def _open_shards(directory: Path) -> dict[str, SafetensorsFile]:
     for name, shard in weight_map.items():
         if not _is_plain_file_name(shard):
             raise MalformedCheckpoint(
-                f"{index_path}: tensor {name!r} is said to be in {shard!r:.200}; expected the plain name of a "
-                ".safetensors file in the same directory"
+                f"{index_path}: tensor {name!r} is said to be in {shard!r:.200}; expected the plain name of "
+                "a .safetensors file in the same directory"
             )
         if shard not in opened:
             opened[shard] = SafetensorsFile(directory / shard)

@@ -1,7 +1,7 @@
 """What modelopt's own kernels compute while it calibrates and fine-tunes: fake quantisation, values only.
 
-They differ from its export where a block scale underflows (NVFP4) and at exact ties and powers of two (MXFP4), so
-numbers that an author measured inside modelopt can differ from the exported file's (fp4-formats 1 and 4).
+They differ from its export where a block scale underflows (NVFP4) and at ties and powers of two (MXFP4), so
+numbers an author measured inside modelopt can differ from the exported file's (fp4-formats 1 and 4).
 """
 
 from __future__ import annotations
