@@ -12,7 +12,7 @@ from engines.cpu.core import StepOutput
 from engines.cpu.engine_thread import EngineThread
 from engines.cpu.output_stream import OutputStream
 from engines.cpu.startup import load_core
-from engines.errors import EngineDead, EngineError, InvalidRequest, StartFailed
+from engines.errors import EngineDead, EngineError, EngineUnavailable, InvalidRequest, StartFailed
 from engines.request import GenerationRequest, TokenOutput
 from engines.request_checks import check_request
 
@@ -43,8 +43,9 @@ class CpuEngine(Engine):
 
     @property
     def info(self) -> EngineInfo:
-        """See Engine.info."""
-        assert self._info is not None, "info is asked for before start() has returned"
+        """Facts about the engine; EngineUnavailable before `start` has returned."""
+        if self._info is None:
+            raise EngineUnavailable("the CPU engine has not been started; await start() first")
         return self._info
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
