@@ -1,0 +1,23 @@
+#pragma once
+// The functions one instruction set provides; table.cpp puts them into its KernelTable.
+
+#include "simd.h"
+
+namespace nybble::NYBBLE_ISA {
+
+void w4a4_biases(const std::int8_t* codes, int64_t num_blocks, int group_size, std::int32_t* biases);
+void fp4_linear_w4a4(const W4A4Args& args, int64_t panel_begin, int64_t panel_end);
+void fp4_linear_f32(const Fp4F32Args& args, int64_t panel_begin, int64_t panel_end);
+void dense_linear(const DenseArgs& args, int64_t panel_begin, int64_t panel_end);
+void quantize_mxfp4(const QuantizeArgs& args, int64_t row_begin, int64_t row_end);
+void quantize_nvfp4(const QuantizeArgs& args, int64_t row_begin, int64_t row_end);
+void rms_norm(const RmsNormArgs& args, int64_t row_begin, int64_t row_end);
+void rope(const RopeArgs& args, int64_t row_begin, int64_t row_end);
+void silu_mul(const SiluMulArgs& args, int64_t row_begin, int64_t row_end);
+void softmax_row(const float* logits, int64_t num_columns, float* out);
+void add_scaled(const float* x, float weight, int64_t num_columns, float* out);
+void to_float32(const void* values, ElementType type, int64_t count, float* out);
+void kv_write(const KvWriteArgs& args, int64_t row_begin, int64_t row_end);
+void attention(const AttentionArgs& args, const AttentionUnit& unit, int64_t kv_head, float* workspace);
+
+}  // namespace nybble::NYBBLE_ISA

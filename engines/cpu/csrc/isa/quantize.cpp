@@ -1,0 +1,110 @@
+// Activations to FP4 blocks, in the arithmetic of the libraries that write the checkpoints: float32, division (never a
+// reciprocal unless it is a power of two), round to nearest with ties to the even code. Results do not depend on the
+// instruction set: there is nothing to fuse and no sum. A block with a NaN or infinity gets a NaN scale, so that every
+// output of its row is NaN; its codes are zero.
+
+#include "kernels.h"
+
+namespace nybble::NYBBLE_ISA {
+
+namespace {
+
+constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: adding and subtracting it rounds to nearest even
+
+/// |value| <= 6 (or NaN) to the nearest E2M1 value, times two. In [0,2) the doubled grid is whole numbers, in [2,4)
+/// even ones, in [4,6] multiples of four: one rounding at the right power of two, whose ties to even are E2M1's.
+inline float doubled_e2m1(float magnitude) {
+  const float up = magnitude < 2.0F ? 2.0F : (magnitude < 4.0F ? 1.0F : 0.5F);
+  const float down = magnitude < 2.0F ? 1.0F : (magnitude < 4.0F ? 2.0F : 4.0F);
+  return ((magnitude * up + kMagic) - kMagic) * down;
+}
+
+/// Largest |x| of a block as its bit pattern: unsigned order equals numeric order, and NaN comes out on top.
+template <int Group>
+inline std::uint32_t largest_magnitude(const float* x) {
+  std::uint32_t bits[Group];
+  std::memcpy(bits, x, sizeof(bits));
+  std::uint32_t largest = 0;
+  for (int i = 0; i < Group; ++i) {
+    const std::uint32_t magnitude = bits[i] & 0x7fffffffU;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest;
+}
+
+template <int Group>
+inline void write_codes(const float* scaled, std::int8_t* codes) {
+  float doubled[Group];
+  for (int i = 0; i < Group; ++i) {
+    const float magnitude = __builtin_fabsf(scaled[i]);
+    const float rounded = doubled_e2m1(magnitude < 6.0F ? magnitude : 6.0F);
+    doubled[i] = scaled[i] < 0.0F ? -rounded : rounded;
+  }
+  for (int i = 0; i < Group; ++i) codes[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(doubled[i]));
+}
+
+constexpr std::uint32_t kInfinityBits = 0x7f800000U;
+
+inline void write_not_a_number(int group, std::int8_t* codes, float* scale) {
+  std::memset(codes, 0, static_cast<std::size_t>(group));
+  *scale = bits_to_float(0x7fc00000U);
+}
+
+/// Compressed-tensors' rule: exponent of amax, one higher from mantissa 1.75 on, minus 2.
+void quantize_mxfp4_block(const float* x, std::int8_t* codes, float* scale) {
+  const std::uint32_t largest = largest_magnitude<32>(x);
+  if (largest >= kInfinityBits) return write_not_a_number(32, codes, scale);
+  const std::int32_t exponent = static_cast<std::int32_t>((largest + (1U << 21)) >> 23) - 2;
+  const std::int32_t stored = exponent > 0 ? exponent : 0;  // E8M0 byte, at most 253
+  *scale = stored > 0 ? bits_to_float(static_cast<std::uint32_t>(stored) << 23) : 0x1p-127F;
+  const float inverse = bits_to_float(static_cast<std::uint32_t>(254 - stored) << 23);  // exact: a power of two
+  float scaled[32];
+  for (int i = 0; i < 32; ++i) scaled[i] = x[i] * inverse;
+  write_codes<32>(scaled, codes);
+}
+
+/// Nearest E4M3 value (ties to even) of 0 <= value <= 448.
+inline float round_e4m3(float value) {
+  if (value < 0x1p-6F) return ((value * 512.0F + kMagic) - kMagic) * 0x1p-9F;
+  const std::uint32_t bits = float_to_bits(value);
+  return bits_to_float((bits + 0x7ffffU + ((bits >> 20) & 1U)) & 0xfff00000U);
+}
+
+inline float nvfp4_scale(float largest, float input_scale, bool modelopt) {
+  if (modelopt) {  // input_scale multiplies
+    float wanted = largest / (6.0F * input_scale);
+    wanted = wanted < 0x1p-9F ? 0x1p-9F : (wanted < 448.0F ? wanted : 448.0F);
+    return round_e4m3(largest == 0.0F ? 1.0F : wanted) * input_scale;
+  }
+  const float wanted = input_scale * (largest / 6.0F);  // input_scale divides
+  const float block_scale = round_e4m3(wanted < 448.0F ? wanted : 448.0F);
+  return (block_scale == 0.0F ? 0.125F : block_scale) / input_scale;
+}
+
+void quantize_nvfp4_block(const float* x, float input_scale, bool modelopt, std::int8_t* codes, float* scale) {
+  const std::uint32_t largest = largest_magnitude<16>(x);
+  if (largest >= kInfinityBits) return write_not_a_number(16, codes, scale);
+  *scale = nvfp4_scale(bits_to_float(largest), input_scale, modelopt);
+  float scaled[16];
+  for (int i = 0; i < 16; ++i) scaled[i] = x[i] / *scale;
+  write_codes<16>(scaled, codes);
+}
+
+}  // namespace
+
+void quantize_mxfp4(const QuantizeArgs& args, int64_t row_begin, int64_t row_end) {
+  const int64_t num_blocks = args.num_columns / 32;
+  for (int64_t block = row_begin * num_blocks; block < row_end * num_blocks; ++block) {
+    quantize_mxfp4_block(args.x + block * 32, args.codes + block * 32, args.scales + block);
+  }
+}
+
+void quantize_nvfp4(const QuantizeArgs& args, int64_t row_begin, int64_t row_end) {
+  const int64_t num_blocks = args.num_columns / 16;
+  for (int64_t block = row_begin * num_blocks; block < row_end * num_blocks; ++block) {
+    quantize_nvfp4_block(args.x + block * 16, args.input_scale, args.modelopt, args.codes + block * 16,
+                         args.scales + block);
+  }
+}
+
+}  // namespace nybble::NYBBLE_ISA

@@ -1,0 +1,156 @@
+#pragma once
+// What every instruction set implements: plain-data arguments and a table of functions over ranges of work units.
+// A new path (AMX) is one more object library that fills one more KernelTable.
+
+#include <cstddef>
+#include <cstdint>
+
+namespace nybble {
+
+constexpr int kPanelRows = 16;
+
+enum class ElementType : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+
+struct Fp4Panel {
+  std::int64_t first_output;   // column of `out` that lane 0 writes
+  int num_lanes;               // lanes that exist, 1..16
+  const float* scale_table;    // [256] multiplier
+  const float* quarter_table;  // [256] 0.25 * multiplier
+};
+
+struct Fp4View {
+  const std::uint8_t* data;
+  std::size_t panel_bytes;
+  std::size_t scale_offset;  // of the scale bytes inside a panel
+  const Fp4Panel* panels;
+  std::int64_t num_panels;
+  std::int64_t num_rows;
+  std::int64_t num_columns;
+  int group_size;
+  bool round_to_bfloat16;
+};
+
+struct DenseView {
+  const std::uint8_t* data;
+  std::int64_t num_rows;
+  std::int64_t num_columns;
+  ElementType element_type;
+};
+
+struct W4A4Args {
+  Fp4View weight;
+  const std::int8_t* codes;    // [num_rows, K] E2M1 value times two
+  const float* scales;         // [num_rows, K/group]
+  const std::int32_t* biases;  // [num_rows, K/group] -12 * sum of the block's codes
+  float* out;                  // [num_rows, N]
+  std::int64_t num_rows;
+};
+
+struct Fp4F32Args {
+  Fp4View weight;
+  const float* x;  // [num_rows, K]
+  float* out;      // [num_rows, N]
+  std::int64_t num_rows;
+};
+
+struct DenseArgs {
+  DenseView weight;
+  const float* x;
+  float* out;
+  std::int64_t num_rows;
+};
+
+struct QuantizeArgs {
+  const float* x;      // [num_rows, num_columns]
+  std::int8_t* codes;  // [num_rows, num_columns]
+  float* scales;       // [num_rows, num_columns/group]
+  std::int64_t num_columns;
+  float input_scale;  // NVFP4 only
+  bool modelopt;      // NVFP4 only
+};
+
+struct RmsNormArgs {
+  const float* x;       // [num_rows, num_columns]
+  float* residual;      // null, or [num_rows, num_columns]: becomes residual + x, which is then normalised
+  const float* weight;  // [num_columns]
+  float* out;
+  std::int64_t num_columns;
+  float epsilon;
+};
+
+struct RopeArgs {
+  float* q;  // [num_rows, num_heads, head_dim], rotated in place
+  const std::int64_t* positions;
+  const float* cos;  // [num_positions, head_dim/2]
+  const float* sin;
+  std::int64_t num_heads;
+  std::int64_t head_dim;
+};
+
+struct SiluMulArgs {
+  const float* gate_up;  // [num_rows, 2 * num_columns]
+  float* out;            // [num_rows, num_columns]
+  std::int64_t num_columns;
+};
+
+struct KvCache {
+  void* k;  // [num_blocks, num_kv_heads, block_size, head_dim]
+  void* v;
+  std::int64_t num_blocks;
+  std::int64_t num_kv_heads;
+  std::int64_t block_size;
+  std::int64_t head_dim;
+  ElementType element_type;  // float32 or bfloat16
+};
+
+struct KvWriteArgs {
+  KvCache cache;
+  const float* k;  // [num_rows, num_kv_heads, head_dim]
+  const float* v;
+  const std::int64_t* slots;  // [num_rows]
+};
+
+/// Rows [first_row, first_row + num_rows) of one sequence at consecutive positions.
+struct AttentionUnit {
+  std::int64_t first_row;
+  std::int64_t first_position;
+  int num_rows;
+  const std::int32_t* block_table;
+};
+
+struct AttentionArgs {
+  KvCache cache;
+  const float* q;  // [num_rows, num_heads, head_dim]
+  float* out;      // [num_rows, num_heads, head_dim]
+  std::int64_t num_heads;
+  float scale;
+  std::int64_t sliding_window;  // 0: none
+};
+
+constexpr int kAttentionUnitRows = 8;
+
+struct KernelTable {
+  const char* name;
+  void (*w4a4_biases)(const std::int8_t* codes, std::int64_t num_blocks, int group_size, std::int32_t* biases);
+  void (*fp4_linear_w4a4)(const W4A4Args&, std::int64_t panel_begin, std::int64_t panel_end);
+  void (*fp4_linear_f32)(const Fp4F32Args&, std::int64_t panel_begin, std::int64_t panel_end);
+  void (*dense_linear)(const DenseArgs&, std::int64_t panel_begin, std::int64_t panel_end);
+  void (*quantize_mxfp4)(const QuantizeArgs&, std::int64_t row_begin, std::int64_t row_end);
+  void (*quantize_nvfp4)(const QuantizeArgs&, std::int64_t row_begin, std::int64_t row_end);
+  void (*rms_norm)(const RmsNormArgs&, std::int64_t row_begin, std::int64_t row_end);
+  void (*rope)(const RopeArgs&, std::int64_t row_begin, std::int64_t row_end);
+  void (*silu_mul)(const SiluMulArgs&, std::int64_t row_begin, std::int64_t row_end);
+  void (*softmax_row)(const float* logits, std::int64_t num_columns, float* out);
+  void (*add_scaled)(const float* x, float weight, std::int64_t num_columns, float* out);  // out += weight * x
+  void (*to_float32)(const void* values, ElementType type, std::int64_t count, float* out);
+  void (*kv_write)(const KvWriteArgs&, std::int64_t row_begin, std::int64_t row_end);
+  /// One unit for one KV head. `workspace`: attention_workspace_floats(...) floats, 64-byte aligned.
+  void (*attention)(const AttentionArgs&, const AttentionUnit&, std::int64_t kv_head, float* workspace);
+};
+
+/// Null where this build or this processor lacks the instruction set.
+const KernelTable* plain_kernels();
+const KernelTable* avx2_kernels();
+const KernelTable* avx512_kernels();
+
+}  // namespace nybble

@@ -1,0 +1,239 @@
+#include "ops.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "isa.h"
+#include "thread_pool.h"
+
+namespace nybble {
+
+namespace {
+
+template <typename Index>
+void check_indices(const char* name, const Index* values, std::int64_t count, std::int64_t limit) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (values[i] < 0 || values[i] >= limit) {
+      throw std::invalid_argument(std::string(name) + "[" + std::to_string(i) + "] is " + std::to_string(values[i]) +
+                                  ", expected 0 <= value < " + std::to_string(limit));
+    }
+  }
+}
+
+double row_cost(std::int64_t num_columns) { return static_cast<double>(num_columns); }
+
+// A multiply-add in a vector lane costs a small part of an elementary operation.
+double linear_cost(std::int64_t num_rows, std::int64_t num_columns) {
+  return 1.0 * static_cast<double>(num_columns) * (1.0 + static_cast<double>(num_rows));
+}
+
+}  // namespace
+
+void fp4_linear_w4a4(const std::int8_t* codes, const float* scales, const Fp4Weight& weight, std::int64_t num_rows,
+                     float* out) {
+  const std::int64_t num_blocks = num_rows * (weight.num_columns() / weight.group_size());
+  const KernelTable& table = kernels();
+  std::vector<std::int32_t> biases(static_cast<std::size_t>(num_blocks));
+  table.w4a4_biases(codes, num_blocks, weight.group_size(), biases.data());
+  const W4A4Args args{weight.view(), codes, scales, biases.data(), out, num_rows};
+  parallel_for(args.weight.num_panels, linear_cost(num_rows, weight.num_columns()),
+               [&](std::int64_t begin, std::int64_t end) { table.fp4_linear_w4a4(args, begin, end); });
+}
+
+void fp4_linear_f32(const float* x, const Fp4Weight& weight, std::int64_t num_rows, float* out) {
+  const KernelTable& table = kernels();
+  const Fp4F32Args args{weight.view(), x, out, num_rows};
+  parallel_for(args.weight.num_panels, linear_cost(num_rows, weight.num_columns()),
+               [&](std::int64_t begin, std::int64_t end) { table.fp4_linear_f32(args, begin, end); });
+}
+
+void dense_linear(const float* x, const DenseWeight& weight, std::int64_t num_rows, float* out) {
+  const KernelTable& table = kernels();
+  const DenseArgs args{weight.view(), x, out, num_rows};
+  const std::int64_t num_panels = (weight.num_rows() + kPanelRows - 1) / kPanelRows;
+  parallel_for(num_panels, linear_cost(num_rows, weight.num_columns()),
+               [&](std::int64_t begin, std::int64_t end) { table.dense_linear(args, begin, end); });
+}
+
+void quantize_mxfp4(const QuantizeArgs& args, std::int64_t num_rows) {
+  const KernelTable& table = kernels();
+  parallel_for(num_rows, row_cost(args.num_columns),
+               [&](std::int64_t begin, std::int64_t end) { table.quantize_mxfp4(args, begin, end); });
+}
+
+void quantize_nvfp4(const QuantizeArgs& args, std::int64_t num_rows) {
+  const KernelTable& table = kernels();
+  parallel_for(num_rows, row_cost(args.num_columns),
+               [&](std::int64_t begin, std::int64_t end) { table.quantize_nvfp4(args, begin, end); });
+}
+
+void rms_norm(const RmsNormArgs& args, std::int64_t num_rows) {
+  const KernelTable& table = kernels();
+  parallel_for(num_rows, row_cost(args.num_columns),
+               [&](std::int64_t begin, std::int64_t end) { table.rms_norm(args, begin, end); });
+}
+
+void rope(const RopeArgs& args, std::int64_t num_rows, std::int64_t num_positions) {
+  check_indices("positions", args.positions, num_rows, num_positions);
+  const KernelTable& table = kernels();
+  parallel_for(num_rows, row_cost(args.num_heads * args.head_dim),
+               [&](std::int64_t begin, std::int64_t end) { table.rope(args, begin, end); });
+}
+
+void silu_mul(const SiluMulArgs& args, std::int64_t num_rows) {
+  const KernelTable& table = kernels();
+  parallel_for(num_rows, 2.0 * row_cost(args.num_columns),
+               [&](std::int64_t begin, std::int64_t end) { table.silu_mul(args, begin, end); });
+}
+
+void embed(const std::int32_t* token_ids, std::int64_t num_rows, const void* table_data, ElementType element_type,
+           std::int64_t num_tokens, std::int64_t num_columns, float* out) {
+  check_indices("token_ids", token_ids, num_rows, num_tokens);
+  const KernelTable& table = kernels();
+  const std::int64_t row_bytes = num_columns * (element_type == ElementType::kFloat32 ? 4 : 2);
+  parallel_for(num_rows, row_cost(num_columns), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      const auto* source = static_cast<const std::uint8_t*>(table_data) + token_ids[row] * row_bytes;
+      table.to_float32(source, element_type, num_columns, out + row * num_columns);
+    }
+  });
+}
+
+void kv_write(const KvWriteArgs& args, std::int64_t num_rows) {
+  check_indices("slots", args.slots, num_rows, args.cache.num_blocks * args.cache.block_size);
+  const KernelTable& table = kernels();
+  // Not parallel: two rows may name one slot, and then the later one has to win.
+  table.kv_write(args, 0, num_rows);
+}
+
+namespace {
+
+constexpr std::int64_t kMaxBlockSize = 256;
+constexpr std::int64_t kMaxHeadsPerKvHead = 64;
+
+void check_attention(const AttentionArgs& args, const AttentionBatch& batch) {
+  const KvCache& cache = args.cache;
+  if (cache.block_size > kMaxBlockSize) {
+    throw std::invalid_argument("block_size must be at most 256, got " + std::to_string(cache.block_size));
+  }
+  if (args.num_heads % cache.num_kv_heads != 0 || args.num_heads / cache.num_kv_heads > kMaxHeadsPerKvHead) {
+    throw std::invalid_argument("num_heads must be a multiple (at most 64 times) of num_kv_heads " +
+                                std::to_string(cache.num_kv_heads) + ", got " + std::to_string(args.num_heads));
+  }
+  if (batch.query_starts[0] != 0 || batch.query_starts[batch.num_sequences] != batch.num_rows) {
+    throw std::invalid_argument("query_starts must begin with 0 and end with the number of rows of q, " +
+                                std::to_string(batch.num_rows));
+  }
+}
+
+/// Work units of one sequence, after checking every block id they will read.
+void plan_sequence(const AttentionArgs& args, const AttentionBatch& batch, std::int64_t sequence,
+                   std::vector<AttentionUnit>& units) {
+  const std::string where = "[" + std::to_string(sequence) + "]";
+  const std::int64_t first_row = batch.query_starts[sequence];
+  const std::int64_t num_rows = batch.query_starts[sequence + 1] - first_row;
+  const std::int64_t context = batch.context_lengths[sequence];
+  const std::int64_t block_size = args.cache.block_size;
+  if (num_rows < 0) throw std::invalid_argument("query_starts must not decrease, it does after" + where);
+  if (num_rows == 0) return;
+  if (context < num_rows || context > batch.max_blocks * block_size) {
+    throw std::invalid_argument("context_lens" + where + " is " + std::to_string(context) + ", expected at least its " +
+                                std::to_string(num_rows) + " query rows and at most the " +
+                                std::to_string(batch.max_blocks * block_size) + " positions its block table covers");
+  }
+  const std::int32_t* block_table = batch.block_tables + sequence * batch.max_blocks;
+  const std::int64_t start = context - num_rows;
+  const std::int64_t oldest = args.sliding_window > 0 ? std::max<std::int64_t>(0, start - args.sliding_window + 1) : 0;
+  for (std::int64_t block = oldest / block_size; block <= (context - 1) / block_size; ++block) {
+    if (block_table[block] < 0 || block_table[block] >= args.cache.num_blocks) {
+      throw std::invalid_argument("block_tables" + where + "[" + std::to_string(block) + "] is " +
+                                  std::to_string(block_table[block]) + ", expected 0 <= value < " +
+                                  std::to_string(args.cache.num_blocks));
+    }
+  }
+  for (std::int64_t row = 0; row < num_rows; row += kAttentionUnitRows) {
+    const int rows = static_cast<int>(std::min<std::int64_t>(kAttentionUnitRows, num_rows - row));
+    units.push_back({first_row + row, start + row, rows, block_table});
+  }
+}
+
+std::size_t attention_workspace_floats(const AttentionArgs& args) {
+  const std::int64_t stride = (args.cache.head_dim + 15) / 16 * 16;
+  const std::int64_t rows = kAttentionUnitRows * (args.num_heads / args.cache.num_kv_heads);
+  return static_cast<std::size_t>(2 * stride * (args.cache.block_size + rows));
+}
+
+}  // namespace
+
+void paged_attention(const AttentionArgs& args, const AttentionBatch& batch) {
+  check_attention(args, batch);
+  std::vector<AttentionUnit> units;
+  double cost = 0.0;
+  for (std::int64_t sequence = 0; sequence < batch.num_sequences; ++sequence) {
+    plan_sequence(args, batch, sequence, units);
+  }
+  for (const AttentionUnit& unit : units) cost += static_cast<double>((unit.first_position + 1) * unit.num_rows);
+  const std::int64_t num_kv_heads = args.cache.num_kv_heads;
+  const std::int64_t num_units = static_cast<std::int64_t>(units.size()) * num_kv_heads;
+  if (num_units == 0) return;
+  const std::size_t workspace_bytes = attention_workspace_floats(args) * sizeof(float);
+  cost *= static_cast<double>(args.num_heads * args.cache.head_dim) / static_cast<double>(num_units);
+  const KernelTable& table = kernels();
+  // Heads vary fastest: neighbours read the same blocks, and late (long) rows spread over the threads.
+  parallel_for(num_units, cost, [&](std::int64_t begin, std::int64_t end) {
+    const AlignedBuffer workspace(workspace_bytes);
+    auto* floats = reinterpret_cast<float*>(const_cast<std::uint8_t*>(workspace.data()));
+    for (std::int64_t i = begin; i < end; ++i) {
+      table.attention(args, units[static_cast<std::size_t>(i / num_kv_heads)], i % num_kv_heads, floats);
+    }
+  });
+}
+
+void route_top_k(const float* logits, std::int64_t num_rows, std::int64_t num_experts, std::int64_t k,
+                 std::int32_t* ids, float* weights) {
+  if (k < 1 || k > num_experts) {
+    throw std::invalid_argument("k must be between 1 and the number of experts " + std::to_string(num_experts) +
+                                ", got " + std::to_string(k));
+  }
+  const KernelTable& table = kernels();
+  std::vector<float> probabilities(static_cast<std::size_t>(num_experts));
+  for (std::int64_t row = 0; row < num_rows; ++row) {
+    table.softmax_row(logits + row * num_experts, num_experts, probabilities.data());
+    float total = 0.0F;
+    for (std::int64_t slot = 0; slot < k; ++slot) {
+      std::int64_t best = -1;
+      for (std::int64_t expert = 0; expert < num_experts; ++expert) {
+        const float p = probabilities[static_cast<std::size_t>(expert)];
+        if (p < 0.0F) continue;  // taken
+        // A NaN row still yields distinct, valid ids: nothing compares greater, so the lowest free ones are taken.
+        if (best < 0 || p > probabilities[static_cast<std::size_t>(best)]) best = expert;
+      }
+      ids[row * k + slot] = static_cast<std::int32_t>(best);
+      weights[row * k + slot] = probabilities[static_cast<std::size_t>(best)];
+      total += weights[row * k + slot];
+      probabilities[static_cast<std::size_t>(best)] = -1.0F;
+    }
+    for (std::int64_t slot = 0; slot < k; ++slot) weights[row * k + slot] /= total;
+  }
+}
+
+void gather_rows(const float* x, std::int64_t num_x_rows, const std::int32_t* rows, std::int64_t num_rows,
+                 std::int64_t num_columns, float* out) {
+  check_indices("rows", rows, num_rows, num_x_rows);
+  for (std::int64_t i = 0; i < num_rows; ++i) {
+    std::copy_n(x + rows[i] * num_columns, num_columns, out + i * num_columns);
+  }
+}
+
+void scatter_add_rows(const float* y, const std::int32_t* rows, const float* weights, std::int64_t num_rows,
+                      std::int64_t num_columns, float* out, std::int64_t num_out_rows) {
+  check_indices("rows", rows, num_rows, num_out_rows);
+  const KernelTable& table = kernels();
+  for (std::int64_t i = 0; i < num_rows; ++i) {
+    table.add_scaled(y + i * num_columns, weights[i], num_columns, out + rows[i] * num_columns);
+  }
+}
+
+}  // namespace nybble

@@ -1,0 +1,50 @@
+#pragma once
+// Kernels over whole batches: checks what an index could break, then spreads the work over the threads.
+
+#include <cstdint>
+
+#include "kernel_table.h"
+#include "weights.h"
+
+namespace nybble {
+
+void fp4_linear_w4a4(const std::int8_t* codes, const float* scales, const Fp4Weight& weight, std::int64_t num_rows,
+                     float* out);
+void fp4_linear_f32(const float* x, const Fp4Weight& weight, std::int64_t num_rows, float* out);
+void dense_linear(const float* x, const DenseWeight& weight, std::int64_t num_rows, float* out);
+
+void quantize_mxfp4(const QuantizeArgs& args, std::int64_t num_rows);
+void quantize_nvfp4(const QuantizeArgs& args, std::int64_t num_rows);
+void rms_norm(const RmsNormArgs& args, std::int64_t num_rows);
+/// Throws std::invalid_argument for a position outside [0, num_positions).
+void rope(const RopeArgs& args, std::int64_t num_rows, std::int64_t num_positions);
+void silu_mul(const SiluMulArgs& args, std::int64_t num_rows);
+/// Throws std::invalid_argument for a token id outside [0, num_tokens).
+void embed(const std::int32_t* token_ids, std::int64_t num_rows, const void* table, ElementType element_type,
+           std::int64_t num_tokens, std::int64_t num_columns, float* out);
+
+/// Throws std::invalid_argument for a slot outside the cache.
+void kv_write(const KvWriteArgs& args, std::int64_t num_rows);
+
+struct AttentionBatch {
+  std::int64_t num_rows;
+  std::int64_t num_sequences;
+  std::int64_t max_blocks;              // columns of block_tables
+  const std::int32_t* block_tables;     // [num_sequences, max_blocks]
+  const std::int32_t* query_starts;     // [num_sequences + 1]
+  const std::int32_t* context_lengths;  // [num_sequences]
+};
+/// Throws std::invalid_argument before reading through a bad index.
+void paged_attention(const AttentionArgs& args, const AttentionBatch& batch);
+
+/// Softmax over the columns, the k largest (ties to the lower index), renormalised to sum 1.
+void route_top_k(const float* logits, std::int64_t num_rows, std::int64_t num_experts, std::int64_t k,
+                 std::int32_t* ids, float* weights);
+/// out[i] = x[rows[i]]. Throws std::invalid_argument.
+void gather_rows(const float* x, std::int64_t num_x_rows, const std::int32_t* rows, std::int64_t num_rows,
+                 std::int64_t num_columns, float* out);
+/// out[rows[i]] += weights[i] * y[i], in ascending i. Throws std::invalid_argument.
+void scatter_add_rows(const float* y, const std::int32_t* rows, const float* weights, std::int64_t num_rows,
+                      std::int64_t num_columns, float* out, std::int64_t num_out_rows);
+
+}  // namespace nybble

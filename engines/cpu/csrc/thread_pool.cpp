@@ -1,0 +1,183 @@
+#include "thread_pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <fstream>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace nybble {
+
+namespace {
+
+constexpr double kMinParallelCost = 100e3;  // about 10 us of scalar work, what waking a thread costs
+constexpr int kSpinIterations = 64;         // a few microseconds
+constexpr std::int64_t kChunksPerThread = 8;
+
+inline void cpu_relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int num_threads) {
+    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(); });
+  }
+
+  void stop() {
+    stopping_.store(true);
+    generation_.fetch_add(1);
+    generation_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+    workers_.clear();
+  }
+
+  int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  void run(std::int64_t num_units, const RangeFunction& function) {
+    function_ = &function;
+    num_units_ = num_units;
+    chunk_ = std::max<std::int64_t>(1, num_units / (num_threads() * kChunksPerThread));
+    next_.store(0, std::memory_order_relaxed);
+    num_busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    generation_.fetch_add(1, std::memory_order_release);
+    generation_.notify_all();
+    take_chunks();
+    wait_until_idle();
+  }
+
+ private:
+  void take_chunks() {
+    for (;;) {
+      const std::int64_t begin = next_.fetch_add(chunk_, std::memory_order_relaxed);
+      if (begin >= num_units_) return;
+      (*function_)(begin, std::min(begin + chunk_, num_units_));
+    }
+  }
+
+  void wait_until_idle() {
+    for (int spin = 0; spin < kSpinIterations; ++spin) {
+      if (num_busy_.load(std::memory_order_acquire) == 0) return;
+      cpu_relax();
+    }
+    for (int busy = num_busy_.load(std::memory_order_acquire); busy != 0;
+         busy = num_busy_.load(std::memory_order_acquire)) {
+      num_busy_.wait(busy, std::memory_order_acquire);
+    }
+  }
+
+  void work() {
+    std::uint32_t seen = 0;
+    for (;;) {
+      for (int spin = 0; spin < kSpinIterations && generation_.load(std::memory_order_acquire) == seen; ++spin) {
+        cpu_relax();
+      }
+      generation_.wait(seen, std::memory_order_acquire);
+      seen = generation_.load(std::memory_order_acquire);
+      if (stopping_.load()) return;
+      take_chunks();
+      if (num_busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) num_busy_.notify_one();
+    }
+  }
+
+  std::vector<std::thread> workers_;
+  const RangeFunction* function_ = nullptr;
+  std::int64_t num_units_ = 0;
+  std::int64_t chunk_ = 1;
+  std::atomic<std::int64_t> next_{0};
+  std::atomic<int> num_busy_{0};
+  std::atomic<std::uint32_t> generation_{0};
+  std::atomic<bool> stopping_{false};
+};
+
+struct PoolState {
+  std::mutex mutex;  // held during a region and while threads are replaced
+  ThreadPool* pool = nullptr;
+  std::atomic<int> wanted_threads{0};
+};
+
+PoolState* g_state = nullptr;
+std::once_flag g_once;
+
+// The state is never destroyed: at exit the idle workers simply die with the process, nothing joins, nothing hangs.
+// In a forked child the workers do not exist, so the child starts with a fresh state and leaves the old one alone.
+PoolState& state() {
+  std::call_once(g_once, [] {
+    g_state = new PoolState;
+    pthread_atfork(nullptr, nullptr, [] {
+      const int wanted = g_state->wanted_threads.load();
+      g_state = new PoolState;
+      g_state->wanted_threads.store(wanted);
+    });
+  });
+  return *g_state;
+}
+
+std::string read_line(const std::string& path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+}  // namespace
+
+int num_physical_cores() {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) {
+    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  }
+  std::set<std::string> cores;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed)) continue;
+    const std::string topology = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
+    const std::string siblings = read_line(topology + "thread_siblings_list");
+    cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
+  }
+  return std::max<int>(1, static_cast<int>(cores.size()));
+}
+
+int num_threads() {
+  PoolState& pool_state = state();
+  if (pool_state.wanted_threads.load() == 0) pool_state.wanted_threads.store(num_physical_cores());
+  return pool_state.wanted_threads.load();
+}
+
+void set_num_threads(int count) {
+  if (count < 1 || count > 1024) {
+    throw std::invalid_argument("num_threads must be between 1 and 1024, got " + std::to_string(count));
+  }
+  state().wanted_threads.store(count);
+}
+
+void parallel_for(std::int64_t num_units, double unit_cost, const RangeFunction& function) {
+  if (num_units <= 0) return;
+  const int wanted = num_threads();
+  const bool small = static_cast<double>(num_units) * unit_cost < kMinParallelCost;
+  if (wanted == 1 || num_units == 1 || small) return function(0, num_units);
+  PoolState& pool_state = state();
+  std::unique_lock lock(pool_state.mutex, std::try_to_lock);
+  if (!lock.owns_lock()) return function(0, num_units);
+  if (pool_state.pool == nullptr || pool_state.pool->num_threads() != wanted) {
+    if (pool_state.pool != nullptr) pool_state.pool->stop();
+    delete pool_state.pool;
+    pool_state.pool = nullptr;
+    pool_state.pool = new ThreadPool(wanted);
+  }
+  pool_state.pool->run(num_units, function);
+}
+
+}  // namespace nybble

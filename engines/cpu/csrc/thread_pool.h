@@ -1,0 +1,26 @@
+#pragma once
+// A small persistent pool. One parallel region runs at a time; a second caller does its own work inline.
+
+#include <cstdint>
+#include <functional>
+
+namespace nybble {
+
+/// Range [begin, end) of work units.
+using RangeFunction = std::function<void(std::int64_t begin, std::int64_t end)>;
+
+/// Physical cores this process may run on (SMT siblings counted once).
+int num_physical_cores();
+
+/// Threads a parallel region uses, the calling thread included.
+int num_threads();
+
+/// Takes effect for the next region; throws std::invalid_argument unless 1 <= count <= 1024.
+void set_num_threads(int count);
+
+/// Runs `function` over [0, num_units) in chunks. `unit_cost` is a rough count of elementary operations per unit:
+/// below a threshold everything stays on the calling thread. Which thread runs which chunk varies, so results must
+/// not depend on the split. `function` must not throw.
+void parallel_for(std::int64_t num_units, double unit_cost, const RangeFunction& function);
+
+}  // namespace nybble

@@ -1,0 +1,169 @@
+#include "weights.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "thread_pool.h"
+
+namespace nybble {
+
+namespace {
+
+std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+constexpr float kE2m1[16] = {0.0F,  0.5F,  1.0F,  1.5F,  2.0F,  3.0F,  4.0F,  6.0F,
+                             -0.0F, -0.5F, -1.0F, -1.5F, -2.0F, -3.0F, -4.0F, -6.0F};
+
+float round_to_bfloat16(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  if ((bits & 0x7fffffffU) > 0x7f800000U) return value;
+  bits = (bits + 0x7fffU + ((bits >> 16) & 1U)) & 0xffff0000U;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// 8 columns of one row: checkpoint bytes (c0 c1)(c2 c3)(c4 c5)(c6 c7) -> (c0 c4)(c1 c5)(c2 c6)(c3 c7).
+inline void interleave_eight(const std::uint8_t* source, std::uint8_t* target) {
+  const std::uint8_t b0 = source[0], b1 = source[1], b2 = source[2], b3 = source[3];
+  target[0] = static_cast<std::uint8_t>((b0 & 0x0f) | ((b2 & 0x0f) << 4));
+  target[1] = static_cast<std::uint8_t>((b0 >> 4) | (b2 & 0xf0));
+  target[2] = static_cast<std::uint8_t>((b1 & 0x0f) | ((b3 & 0x0f) << 4));
+  target[3] = static_cast<std::uint8_t>((b1 >> 4) | (b3 & 0xf0));
+}
+
+template <typename Element>
+void transpose_panel(const Element* source, std::int64_t num_lanes, std::int64_t num_columns, Element* target) {
+  constexpr std::int64_t kTile = 64;  // columns: one pass reads whole cache lines of each row
+  for (std::int64_t begin = 0; begin < num_columns; begin += kTile) {
+    const std::int64_t end = std::min(begin + kTile, num_columns);
+    for (std::int64_t lane = 0; lane < num_lanes; ++lane) {
+      const Element* row = source + lane * num_columns;
+      for (std::int64_t k = begin; k < end; ++k) target[k * kPanelRows + lane] = row[k];
+    }
+  }
+}
+
+std::size_t element_bytes(ElementType type) { return type == ElementType::kFloat32 ? 4 : 2; }
+
+}  // namespace
+
+Fp4Weight::Fp4Weight(const std::vector<Fp4Shard>& shards, std::int64_t num_columns, int group_size,
+                     bool round_to_bfloat16)
+    : num_columns_(num_columns), group_size_(group_size), round_to_bfloat16_(round_to_bfloat16) {
+  if (group_size != 16 && group_size != 32) {
+    throw std::invalid_argument("group_size must be 16 or 32, got " + std::to_string(group_size));
+  }
+  if (num_columns <= 0 || num_columns % group_size != 0) {
+    throw std::invalid_argument("num_columns must be a positive multiple of group_size " + std::to_string(group_size) +
+                                ", got " + std::to_string(num_columns));
+  }
+  if (shards.empty()) throw std::invalid_argument("an FP4 weight needs at least one shard");
+  scale_offset_ = static_cast<std::size_t>(num_columns / 8 * 64);
+  panel_bytes_ = static_cast<std::size_t>(div_up(scale_offset_ + num_columns / group_size * kPanelRows, 64) * 64);
+  plan_panels(shards);
+  buffer_ = AlignedBuffer(panels_.size() * panel_bytes_);
+
+  std::int64_t panel = 0;
+  for (const Fp4Shard& shard : shards) {
+    const std::int64_t first_panel = panel;
+    const std::int64_t count = div_up(shard.num_rows, kPanelRows);
+    parallel_for(count, static_cast<double>(panel_bytes_), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t p = begin; p < end; ++p) repack_panel(shard, p * kPanelRows, first_panel + p);
+    });
+    panel += count;
+  }
+}
+
+void Fp4Weight::plan_panels(const std::vector<Fp4Shard>& shards) {
+  for (const Fp4Shard& shard : shards) {
+    if (shard.num_rows <= 0) throw std::invalid_argument("a shard of an FP4 weight has no rows");
+    ScaleTable& table = tables_.emplace_back();
+    for (int byte = 0; byte < 256; ++byte) {
+      table.multiplier[byte] = shard.scale_table[byte];
+      table.quarter[byte] = 0.25F * shard.scale_table[byte];
+    }
+    for (std::int64_t row = 0; row < shard.num_rows; row += kPanelRows) {
+      const int lanes = static_cast<int>(std::min<std::int64_t>(kPanelRows, shard.num_rows - row));
+      panels_.push_back({num_rows_ + row, lanes, table.multiplier, table.quarter});
+    }
+    num_rows_ += shard.num_rows;
+    shard_rows_.push_back(shard.num_rows);
+  }
+}
+
+void Fp4Weight::repack_panel(const Fp4Shard& shard, std::int64_t first_row, std::int64_t panel) {
+  std::uint8_t* codes = buffer_.data() + static_cast<std::size_t>(panel) * panel_bytes_;
+  std::uint8_t* scales = codes + scale_offset_;
+  const std::int64_t row_bytes = num_columns_ / 2;
+  const std::int64_t num_groups = num_columns_ / group_size_;
+  const std::int64_t lanes = panels_[static_cast<std::size_t>(panel)].num_lanes;
+  constexpr std::int64_t kTileSteps = 16;  // 64 bytes of each row at a time
+  const std::int64_t num_steps = num_columns_ / 8;
+  for (std::int64_t begin = 0; begin < num_steps; begin += kTileSteps) {
+    const std::int64_t end = std::min(begin + kTileSteps, num_steps);
+    for (std::int64_t lane = 0; lane < lanes; ++lane) {
+      const std::uint8_t* row = shard.packed + (first_row + lane) * row_bytes;
+      for (std::int64_t step = begin; step < end; ++step) {
+        interleave_eight(row + step * 4, codes + step * 64 + lane * 4);
+      }
+    }
+  }
+  transpose_panel(shard.scales + first_row * num_groups, lanes, num_groups, scales);
+}
+
+Fp4View Fp4Weight::view() const {
+  return {buffer_.data(), panel_bytes_, scale_offset_, panels_.data(),    static_cast<std::int64_t>(panels_.size()),
+          num_rows_,      num_columns_, group_size_,   round_to_bfloat16_};
+}
+
+void Fp4Weight::decode(float* out) const {
+  const auto decode_panel = [&](std::int64_t index) {
+    const Fp4Panel& panel = panels_[static_cast<std::size_t>(index)];
+    const std::uint8_t* codes = buffer_.data() + static_cast<std::size_t>(index) * panel_bytes_;
+    for (std::int64_t lane = 0; lane < panel.num_lanes; ++lane) {
+      float* row = out + (panel.first_output + lane) * num_columns_;
+      for (std::int64_t k = 0; k < num_columns_; ++k) {
+        const std::uint8_t byte = codes[k / 8 * 64 + lane * 4 + k % 4];
+        const int code = k % 8 < 4 ? byte & 15 : byte >> 4;
+        const std::uint8_t scale =
+            codes[static_cast<std::int64_t>(scale_offset_) + k / group_size_ * kPanelRows + lane];
+        const float value = kE2m1[code] * panel.scale_table[scale];
+        row[k] = round_to_bfloat16_ ? ::nybble::round_to_bfloat16(value) : value;
+      }
+    }
+  };
+  parallel_for(static_cast<std::int64_t>(panels_.size()), 16.0 * static_cast<double>(num_columns_),
+               [&](std::int64_t begin, std::int64_t end) {
+                 for (std::int64_t p = begin; p < end; ++p) decode_panel(p);
+               });
+}
+
+DenseWeight::DenseWeight(const void* values, std::int64_t num_rows, std::int64_t num_columns, ElementType element_type)
+    : num_rows_(num_rows), num_columns_(num_columns), element_type_(element_type) {
+  if (num_rows <= 0 || num_columns <= 0) throw std::invalid_argument("a dense weight needs rows and columns");
+  const std::int64_t num_panels = div_up(num_rows, kPanelRows);
+  const std::size_t width = element_bytes(element_type);
+  const std::size_t panel_elements = static_cast<std::size_t>(num_columns) * kPanelRows;
+  buffer_ = AlignedBuffer(static_cast<std::size_t>(num_panels) * panel_elements * width);
+  parallel_for(num_panels, static_cast<double>(panel_elements), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t p = begin; p < end; ++p) {
+      const std::int64_t lanes = std::min<std::int64_t>(kPanelRows, num_rows - p * kPanelRows);
+      const std::size_t source = static_cast<std::size_t>(p * kPanelRows * num_columns);
+      const std::size_t target = static_cast<std::size_t>(p) * panel_elements;
+      if (width == 4) {
+        transpose_panel(static_cast<const std::uint32_t*>(values) + source, lanes, num_columns,
+                        reinterpret_cast<std::uint32_t*>(buffer_.data()) + target);
+      } else {
+        transpose_panel(static_cast<const std::uint16_t*>(values) + source, lanes, num_columns,
+                        reinterpret_cast<std::uint16_t*>(buffer_.data()) + target);
+      }
+    }
+  });
+}
+
+DenseView DenseWeight::view() const { return {buffer_.data(), num_rows_, num_columns_, element_type_}; }
+
+}  // namespace nybble

@@ -1,0 +1,78 @@
+#pragma once
+// Weights repacked once at load into panels of 16 output rows; the layouts every linear kernel reads.
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "aligned_buffer.h"
+#include "kernel_table.h"
+
+namespace nybble {
+
+/// One FP4 weight (or one of several stacked along the rows) as a checkpoint stores it. Borrowed for the repacking.
+struct Fp4Shard {
+  const std::uint8_t* packed;  // [num_rows, K/2], low nibble = even column
+  const std::uint8_t* scales;  // [num_rows, K/group_size]
+  const float* scale_table;    // [256] scale byte -> float32 multiplier
+  std::int64_t num_rows;
+};
+
+/// Panel p holds 16 rows: codes [K/8][16 rows][4 bytes], where byte j of a row's four has the code of column 8s+j in
+/// its low nibble and of column 8s+4+j in its high nibble; then scale bytes [K/group_size][16 rows]. Rows that pad a
+/// shard to a multiple of 16 are zero and never written to an output.
+class Fp4Weight {
+ public:
+  /// Throws std::invalid_argument unless group_size is 16 or 32 and divides num_columns.
+  Fp4Weight(const std::vector<Fp4Shard>& shards, std::int64_t num_columns, int group_size, bool round_to_bfloat16);
+
+  Fp4View view() const;
+  std::int64_t num_rows() const { return num_rows_; }
+  std::int64_t num_columns() const { return num_columns_; }
+  int group_size() const { return group_size_; }
+  bool round_to_bfloat16() const { return round_to_bfloat16_; }
+  std::size_t num_bytes() const { return buffer_.num_bytes(); }
+  const std::vector<std::int64_t>& shard_rows() const { return shard_rows_; }
+  /// Dequantized weight, float32 [num_rows, num_columns].
+  void decode(float* out) const;
+
+ private:
+  struct ScaleTable {
+    float multiplier[256];
+    float quarter[256];  // 0.25 * multiplier: turns a sum of doubled codes into a value
+  };
+  void plan_panels(const std::vector<Fp4Shard>& shards);
+  void repack_panel(const Fp4Shard& shard, std::int64_t first_row, std::int64_t panel);
+
+  std::int64_t num_rows_ = 0;
+  std::int64_t num_columns_;
+  int group_size_;
+  bool round_to_bfloat16_;
+  std::size_t panel_bytes_;
+  std::size_t scale_offset_;
+  std::vector<std::int64_t> shard_rows_;
+  std::deque<ScaleTable> tables_;  // a deque: panels keep pointers into it
+  std::vector<Fp4Panel> panels_;
+  AlignedBuffer buffer_;
+};
+
+/// Unquantized weight [N, K] in panels of 16 rows, [K][16 rows] elements of the source's width.
+class DenseWeight {
+ public:
+  DenseWeight(const void* values, std::int64_t num_rows, std::int64_t num_columns, ElementType element_type);
+
+  DenseView view() const;
+  std::int64_t num_rows() const { return num_rows_; }
+  std::int64_t num_columns() const { return num_columns_; }
+  ElementType element_type() const { return element_type_; }
+  std::size_t num_bytes() const { return buffer_.num_bytes(); }
+
+ private:
+  std::int64_t num_rows_;
+  std::int64_t num_columns_;
+  ElementType element_type_;
+  AlignedBuffer buffer_;
+};
+
+}  // namespace nybble

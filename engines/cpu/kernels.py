@@ -1,0 +1,384 @@
+"""Typed facade over the compiled kernels.
+
+Every function checks types, shapes and contiguity once and raises TypeError or ValueError naming the argument; the C++
+side checks indices (token ids, slots, block ids, positions) before any access and raises ValueError.
+Outputs are written in place. No kernel's result for a row depends on the other rows of the call, on their number or on
+the number of threads. `engines.cpu.reference` says what each kernel computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.cpu import _kernels
+
+Float32Array = NDArray[np.float32]
+
+_FLOAT32 = np.dtype(np.float32)
+_UINT8 = np.dtype(np.uint8)
+_INT8 = np.dtype(np.int8)
+_INT32 = np.dtype(np.int32)
+_INT64 = np.dtype(np.int64)
+_DENSE_DTYPES = (_FLOAT32, np.dtype(np.float16), np.dtype(np.uint16))
+_CACHE_DTYPES = (_FLOAT32, np.dtype(np.uint16))
+
+
+def isa_name() -> str:
+    """Instruction set in use: "plain", "avx2" or "avx512". NYBBLE_CPU_ISA or `set_isa` choose one."""
+    return _kernels.isa_name()
+
+
+def available_isas() -> list[str]:
+    """Instruction sets this build and processor can run, best first."""
+    return _kernels.available_isas()
+
+
+def set_isa(name: str) -> None:
+    """Use the instruction set `name` from the next kernel on; ValueError lists the choices."""
+    _kernels.set_isa(name)
+
+
+def num_threads() -> int:
+    """Threads a kernel may use, the calling one included; the number of physical cores unless set."""
+    return _kernels.num_threads()
+
+
+def set_num_threads(count: int) -> None:
+    """Use `count` threads (1 to 1024) from the next kernel on."""
+    _kernels.set_num_threads(count)
+
+
+def _check(
+    name: str,
+    array: NDArray[Any],
+    dtypes: tuple[np.dtype[Any], ...] | np.dtype[Any],
+    shape: tuple[int | None, ...],
+) -> None:
+    """`shape` has None where any length will do."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}")
+    allowed = dtypes if isinstance(dtypes, tuple) else (dtypes,)
+    if array.dtype not in allowed:
+        raise TypeError(f"{name} must have dtype {' or '.join(map(str, allowed))}, got {array.dtype}")
+    if array.ndim != len(shape) or any(
+        want is not None and want != got for want, got in zip(shape, array.shape, strict=True)
+    ):
+        wanted = ", ".join("any" if length is None else str(length) for length in shape)
+        raise ValueError(f"{name} must have shape [{wanted}], got {list(array.shape)}")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name} must be C-contiguous; pass numpy.ascontiguousarray({name})")
+
+
+def _check_out(
+    name: str,
+    array: NDArray[Any],
+    dtypes: tuple[np.dtype[Any], ...] | np.dtype[Any],
+    shape: tuple[int | None, ...],
+) -> None:
+    _check(name, array, dtypes, shape)
+    if not array.flags.writeable:
+        raise ValueError(f"{name} must be writeable")
+
+
+@dataclass(frozen=True, slots=True)
+class Fp4Shard:
+    """One FP4 matrix as a checkpoint stores it; several stack along the rows (q, k, v)."""
+
+    packed: NDArray[np.uint8]
+    """[N, K/2]; low nibble is the even column."""
+    scales: NDArray[np.uint8]
+    """[N, K/group_size], the scale's bits (E8M0 or E4M3)."""
+    scale_table: Float32Array
+    """[256], scale bits -> float32 multiplier, global scale included. Non-negative or NaN."""
+
+
+class Fp4Weight:
+    """FP4 weight [num_rows, num_columns] repacked for the kernels; the shards may be freed afterwards.
+
+    `round_to_bfloat16` makes `decode` and `fp4_linear_f32` round every decoded value to bfloat16; `fp4_linear_w4a4`
+    ignores it.
+    """
+
+    __slots__ = ("_handle",)
+
+    def __init__(
+        self, shards: Sequence[Fp4Shard], group_size: int, *, round_to_bfloat16: bool = False
+    ) -> None:
+        if group_size not in (16, 32):
+            raise ValueError(f"group_size must be 16 or 32, got {group_size}")
+        if not shards:
+            raise ValueError("shards is empty: an FP4 weight needs at least one")
+        num_columns = 2 * shards[0].packed.shape[-1]
+        if num_columns == 0 or num_columns % group_size:
+            raise ValueError(
+                f"packed holds {num_columns} columns, expected a positive multiple of {group_size}"
+            )
+        for i, shard in enumerate(shards):
+            _check(f"shards[{i}].packed", shard.packed, _UINT8, (None, num_columns // 2))
+            rows = shard.packed.shape[0]
+            if rows == 0:
+                raise ValueError(f"shards[{i}].packed has no rows")
+            _check(f"shards[{i}].scales", shard.scales, _UINT8, (rows, num_columns // group_size))
+            _check(f"shards[{i}].scale_table", shard.scale_table, _FLOAT32, (256,))
+        parts = [(shard.packed, shard.scales, shard.scale_table) for shard in shards]
+        self._handle = _kernels.Fp4Weight(parts, group_size, round_to_bfloat16)
+
+    @property
+    def num_rows(self) -> int:
+        return self._handle.num_rows
+
+    @property
+    def num_columns(self) -> int:
+        return self._handle.num_columns
+
+    @property
+    def group_size(self) -> int:
+        return self._handle.group_size
+
+    @property
+    def round_to_bfloat16(self) -> bool:
+        return self._handle.round_to_bfloat16
+
+    @property
+    def num_bytes(self) -> int:
+        return self._handle.num_bytes
+
+    @property
+    def shard_rows(self) -> list[int]:
+        """Rows of each shard, in order."""
+        return self._handle.shard_rows
+
+    def decode(self) -> Float32Array:
+        """Dequantized weight, float32 [num_rows, num_columns]."""
+        return self._handle.decode()
+
+
+class DenseWeight:
+    """Unquantized weight [N, K] repacked for `dense_linear`: float32, float16, or bfloat16 as uint16 bits."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        _check("values", values, _DENSE_DTYPES, (None, None))
+        if 0 in values.shape:
+            raise ValueError(f"values must not be empty, got shape {list(values.shape)}")
+        self._handle = _kernels.DenseWeight(values)
+
+    @property
+    def num_rows(self) -> int:
+        return self._handle.num_rows
+
+    @property
+    def num_columns(self) -> int:
+        return self._handle.num_columns
+
+    @property
+    def num_bytes(self) -> int:
+        return self._handle.num_bytes
+
+
+def fp4_linear_w4a4(
+    codes: NDArray[np.int8], scales: Float32Array, weight: Fp4Weight, out: Float32Array
+) -> None:
+    """out[M, N] = quantized activations times weight, transposed.
+
+    codes [M, K] is the E2M1 value times two (-12..12), scales [M, K/group_size] its multipliers, both as
+    `quantize_mxfp4` and `quantize_nvfp4` write them. Bit-identical on every instruction set.
+    """
+    columns = weight.num_columns
+    _check("codes", codes, _INT8, (None, columns))
+    _check("scales", scales, _FLOAT32, (codes.shape[0], columns // weight.group_size))
+    _check_out("out", out, _FLOAT32, (codes.shape[0], weight.num_rows))
+    _kernels.fp4_linear_w4a4(codes, scales, weight._handle, out)
+
+
+def fp4_linear_f32(x: Float32Array, weight: Fp4Weight, out: Float32Array) -> None:
+    """out[M, N] = x[M, K] times the decoded weight, transposed, summed in float32."""
+    _check("x", x, _FLOAT32, (None, weight.num_columns))
+    _check_out("out", out, _FLOAT32, (x.shape[0], weight.num_rows))
+    _kernels.fp4_linear_f32(x, weight._handle, out)
+
+
+def dense_linear(x: Float32Array, weight: DenseWeight, out: Float32Array) -> None:
+    """out[M, N] = x[M, K] times the weight, transposed, summed in float32."""
+    _check("x", x, _FLOAT32, (None, weight.num_columns))
+    _check_out("out", out, _FLOAT32, (x.shape[0], weight.num_rows))
+    _kernels.dense_linear(x, weight._handle, out)
+
+
+def _check_quantize(x: Float32Array, codes: NDArray[np.int8], scales: Float32Array, group_size: int) -> None:
+    _check("x", x, _FLOAT32, (None, None))
+    rows, columns = x.shape
+    if columns % group_size:
+        raise ValueError(f"x has {columns} columns, expected a multiple of the group size {group_size}")
+    _check_out("codes", codes, _INT8, (rows, columns))
+    _check_out("scales", scales, _FLOAT32, (rows, columns // group_size))
+
+
+def quantize_mxfp4(x: Float32Array, codes: NDArray[np.int8], scales: Float32Array) -> None:
+    """Quantize x [M, K] in blocks of 32: codes [M, K] (E2M1 value times two), scales [M, K/32] (powers of two).
+
+    Compressed-tensors' rule. A block with NaN or infinity gets codes 0 and a NaN scale, which makes every output of
+    `fp4_linear_w4a4` for that row NaN.
+    """
+    _check_quantize(x, codes, scales, 32)
+    _kernels.quantize_mxfp4(x, codes, scales)
+
+
+def quantize_nvfp4(
+    x: Float32Array, input_scale: float, modelopt: bool, codes: NDArray[np.int8], scales: Float32Array
+) -> None:
+    """Quantize x [M, K] in blocks of 16: codes [M, K] (E2M1 value times two), scales [M, K/16] (float32 multipliers).
+
+    `input_scale` divides (compressed-tensors' input_global_scale) or, with `modelopt`, multiplies (its input_scale).
+    Non-finite blocks as in `quantize_mxfp4`.
+    """
+    _check_quantize(x, codes, scales, 16)
+    _kernels.quantize_nvfp4(x, input_scale, modelopt, codes, scales)
+
+
+def rms_norm(x: Float32Array, weight: Float32Array, epsilon: float, out: Float32Array) -> None:
+    """out[M, H] = weight * x / sqrt(mean(x^2) + epsilon). `out` may be `x`."""
+    _check("x", x, _FLOAT32, (None, None))
+    _check("weight", weight, _FLOAT32, (x.shape[1],))
+    _check_out("out", out, _FLOAT32, x.shape)
+    _kernels.rms_norm(x, weight, epsilon, out)
+
+
+def add_rms_norm(
+    x: Float32Array, residual: Float32Array, weight: Float32Array, epsilon: float, out: Float32Array
+) -> None:
+    """residual += x, then `rms_norm` of residual into out; all [M, H]. `out` may be `x`."""
+    _check("x", x, _FLOAT32, (None, None))
+    _check_out("residual", residual, _FLOAT32, x.shape)
+    _check("weight", weight, _FLOAT32, (x.shape[1],))
+    _check_out("out", out, _FLOAT32, x.shape)
+    _kernels.add_rms_norm(x, residual, weight, epsilon, out)
+
+
+def rope(q: Float32Array, positions: NDArray[np.int64], cos: Float32Array, sin: Float32Array) -> None:
+    """Rotate q [M, num_heads, head_dim] in place; dimension i pairs with i + head_dim/2.
+
+    positions [M] index rows of cos and sin [max_positions, head_dim/2]. ValueError for a position outside them.
+    """
+    _check_out("q", q, _FLOAT32, (None, None, None))
+    if q.shape[2] % 2:
+        raise ValueError(f"q must have an even head_dim, got {q.shape[2]}")
+    _check("positions", positions, _INT64, (q.shape[0],))
+    _check("cos", cos, _FLOAT32, (None, q.shape[2] // 2))
+    _check("sin", sin, _FLOAT32, cos.shape)
+    _kernels.rope(q, positions, cos, sin)
+
+
+def silu_mul(gate_up: Float32Array, out: Float32Array) -> None:
+    """out[M, I] = silu(gate) * up, with gate_up [M, 2I] = [gate, up]."""
+    _check("gate_up", gate_up, _FLOAT32, (None, None))
+    if gate_up.shape[1] % 2:
+        raise ValueError(f"gate_up must have an even number of columns, got {gate_up.shape[1]}")
+    _check_out("out", out, _FLOAT32, (gate_up.shape[0], gate_up.shape[1] // 2))
+    _kernels.silu_mul(gate_up, out)
+
+
+def embed(token_ids: NDArray[np.int32], table: NDArray[Any], out: Float32Array) -> None:
+    """out[M, H] = table[token_ids] as float32; table [V, H] float32, float16, or bfloat16 as uint16 bits.
+
+    ValueError for a token id outside the table.
+    """
+    _check("token_ids", token_ids, _INT32, (None,))
+    _check("table", table, _DENSE_DTYPES, (None, None))
+    _check_out("out", out, _FLOAT32, (token_ids.shape[0], table.shape[1]))
+    _kernels.embed(token_ids, table, out)
+
+
+def _check_caches(k_cache: NDArray[Any], v_cache: NDArray[Any]) -> None:
+    _check("k_cache", k_cache, _CACHE_DTYPES, (None, None, None, None))
+    _check("v_cache", v_cache, k_cache.dtype, k_cache.shape)
+
+
+def kv_write(
+    k: Float32Array, v: Float32Array, slots: NDArray[np.int64], k_cache: NDArray[Any], v_cache: NDArray[Any]
+) -> None:
+    """Store k and v [M, num_kv_heads, head_dim] at slots [M] = block id * block_size + offset.
+
+    Caches are [num_blocks, num_kv_heads, block_size, head_dim], float32, or bfloat16 as uint16 bits (round to nearest
+    even). ValueError, and nothing written, for a slot outside the cache.
+    """
+    _check_caches(k_cache, v_cache)
+    _check_out("k_cache", k_cache, _CACHE_DTYPES, k_cache.shape)
+    _check_out("v_cache", v_cache, _CACHE_DTYPES, v_cache.shape)
+    _check("k", k, _FLOAT32, (None, k_cache.shape[1], k_cache.shape[3]))
+    _check("v", v, _FLOAT32, k.shape)
+    _check("slots", slots, _INT64, (k.shape[0],))
+    _kernels.kv_write(k, v, slots, k_cache, v_cache)
+
+
+def paged_attention(
+    q: Float32Array,
+    k_cache: NDArray[Any],
+    v_cache: NDArray[Any],
+    block_tables: NDArray[np.int32],
+    query_starts: NDArray[np.int32],
+    context_lens: NDArray[np.int32],
+    scale: float,
+    sliding_window: int,
+    out: Float32Array,
+) -> None:
+    """Causal attention of q [M, num_heads, head_dim] over the paged cache, into out of the same shape.
+
+    Sequence s owns rows query_starts[s] to query_starts[s + 1] of q, the last of its context_lens[s] positions;
+    block_tables [num_sequences, max_blocks] names its blocks in order. With a sliding_window w > 0 the query at
+    position i sees positions j with i - w < j <= i. A row's bits depend on its position and the cached values only.
+    ValueError for a block id or a length outside the cache or the table. block_size is at most 256.
+    """
+    _check_caches(k_cache, v_cache)
+    _check("q", q, _FLOAT32, (None, None, k_cache.shape[3]))
+    _check("context_lens", context_lens, _INT32, (None,))
+    _check("block_tables", block_tables, _INT32, (context_lens.shape[0], None))
+    _check("query_starts", query_starts, _INT32, (context_lens.shape[0] + 1,))
+    if sliding_window < 0:
+        raise ValueError(f"sliding_window must be 0 (none) or positive, got {sliding_window}")
+    _check_out("out", out, _FLOAT32, q.shape)
+    _kernels.paged_attention(
+        q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, sliding_window, out
+    )
+
+
+def route_top_k(logits: Float32Array, k: int) -> tuple[NDArray[np.int32], Float32Array]:
+    """Experts of each row: ids int32 [M, k] (best first, ties to the lower id) and weights float32 [M, k].
+
+    Softmax over all experts in float32, then the k largest, renormalised to sum 1.
+    """
+    _check("logits", logits, _FLOAT32, (None, None))
+    if not 1 <= k <= logits.shape[1]:
+        raise ValueError(f"k must be between 1 and the number of experts {logits.shape[1]}, got {k}")
+    ids = np.empty((logits.shape[0], k), np.int32)
+    weights = np.empty((logits.shape[0], k), np.float32)
+    _kernels.route_top_k(logits, ids, weights)
+    return ids, weights
+
+
+def gather_rows(x: Float32Array, rows: NDArray[np.int32], out: Float32Array) -> None:
+    """out[i] = x[rows[i]]. ValueError for a row outside x."""
+    _check("x", x, _FLOAT32, (None, None))
+    _check("rows", rows, _INT32, (None,))
+    _check_out("out", out, _FLOAT32, (rows.shape[0], x.shape[1]))
+    _kernels.gather_rows(x, rows, out)
+
+
+def scatter_add_rows(
+    y: Float32Array, rows: NDArray[np.int32], row_weights: Float32Array, out: Float32Array
+) -> None:
+    """out[rows[i]] += row_weights[i] * y[i] in ascending i. ValueError, and nothing added, for a row outside out.
+
+    Call it once per expert in ascending expert id: then a row's sum does not depend on the batch.
+    """
+    _check("y", y, _FLOAT32, (None, None))
+    _check("rows", rows, _INT32, (y.shape[0],))
+    _check("row_weights", row_weights, _FLOAT32, (y.shape[0],))
+    _check_out("out", out, _FLOAT32, (None, y.shape[1]))
+    _kernels.scatter_add_rows(y, rows, row_weights, out)
