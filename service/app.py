@@ -1,0 +1,91 @@
+"""The web application: everything is made here and handed on; nothing is global."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import FastAPI
+
+from engines.base import Engine
+from engines.errors import EngineError
+from service.auth import ApiKeys, RequireApiKey
+from service.body_limit import BodyLimit
+from service.chat_template import ChatTemplate
+from service.error_responses import install_error_handlers
+from service.openapi import install_openapi
+from service.request_context import RequestContext
+from service.routes import chat, completions, health, models, tokenization
+from service.settings import ServiceSettings
+from service.state import LoadedModel, ServiceState
+from service.tokenizer import Tokenizer, TokenizerError
+from service.version import package_version
+
+log = logging.getLogger("nybble")
+
+EngineFactory = Callable[[], Engine]
+
+
+def create_app(settings: ServiceSettings, engine_factory: EngineFactory) -> FastAPI:
+    """The ASGI application. It answers at once; the model loads in the background after start-up.
+
+    `app.state.service` is its ServiceState. When loading fails, the reason is in `lifecycle.failure`
+    and the process that runs the app is expected to exit. Raises KeyFileError.
+    """
+    keys = ApiKeys() if settings.api_key_file is None else ApiKeys.from_file(settings.api_key_file)
+    state = ServiceState(settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as opened:
+            opened.callback(state.close)
+            loading = asyncio.create_task(_load(state, engine_factory, opened))
+            try:
+                yield
+            finally:
+                state.lifecycle.begin_drain()
+                loading.cancel()
+                await asyncio.gather(loading, return_exceptions=True)
+
+    app = FastAPI(
+        title="Nybble",
+        description="OpenAI-compatible inference for language models in 4-bit floating point.",
+        version=package_version(),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = state
+    for family in (chat, completions, models, tokenization, health):
+        app.include_router(family.router)
+    install_error_handlers(app, state.metrics)
+    install_openapi(app)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_bytes), metrics=state.metrics)
+    app.add_middleware(RequireApiKey, keys=keys, metrics=state.metrics)
+    app.add_middleware(RequestContext, metrics=state.metrics)
+    return app
+
+
+async def _load(
+    state: ServiceState, engine_factory: EngineFactory, opened: contextlib.AsyncExitStack
+) -> None:
+    """Load the tokenizer, start the engine, take both into service; a failure is noted, not raised."""
+    directory = state.settings.checkpoint
+    try:
+        tokenizer = await state.in_text_thread(lambda: Tokenizer.load(directory))
+        template = ChatTemplate.load(tokenizer)
+        engine = engine_factory()
+        opened.push_async_callback(engine.close)
+        await engine.start()
+    except (EngineError, TokenizerError) as error:
+        state.lifecycle.mark_failed(str(error))
+    except Exception as error:
+        log.error("the model could not be loaded", exc_info=error)
+        state.lifecycle.mark_failed(f"the model could not be loaded: {type(error).__name__}: {error}")
+    else:
+        state.attach(LoadedModel(engine, engine.info, tokenizer, template if template.available else None))
+        log.info("ready: %s on engine %s", ", ".join(state.settings.model_names), engine.info.engine)

@@ -1,0 +1,121 @@
+"""All answers of one request: generated side by side, merged into one stream, measured and counted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from engines.errors import EngineDead
+from service.disconnect import stop_tasks
+from service.errors import RequestAborted
+from service.generation import TextOutput, TextRequest, generate_text
+from service.state import LoadedModel, ServiceState
+
+
+@dataclass(slots=True)
+class UsageTally:
+    """Counts tokens over the prompts and answers of a request; `num_choices` is that of each prompt."""
+
+    num_prompt_tokens: int
+    num_choices: int
+    num_generated_tokens: int = 0
+    num_cached_tokens: int = 0
+
+    def count(self, index: int, output: TextOutput) -> None:
+        """Add one output of the answer with this index."""
+        self.num_generated_tokens += output.num_new_tokens
+        # The other answers to a prompt find the first one's blocks; that is no saving for the client.
+        if output.finish_reason is not None and index % self.num_choices == 0:
+            self.num_cached_tokens += output.num_cached_tokens
+
+    def as_json(self) -> dict[str, Any]:
+        """The `usage` object; see `service.protocol.usage.Usage`."""
+        return {
+            "prompt_tokens": self.num_prompt_tokens,
+            "completion_tokens": self.num_generated_tokens,
+            "total_tokens": self.num_prompt_tokens + self.num_generated_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        }
+
+
+async def generate_choices(
+    state: ServiceState, model: LoadedModel, requests: Sequence[TextRequest], *, arrived: float
+) -> AsyncGenerator[tuple[int, TextOutput], None]:
+    """Run the requests together and yield (index, output) in the order outputs come.
+
+    `arrived` is the request's `time.perf_counter()`. Closing the generator, or an error in one of the
+    sequences, aborts them all. Raises what `generate_text` raises, and RequestAborted.
+    """
+    state.metrics.preparation_seconds.observe(time.perf_counter() - arrived)
+    for request in requests:
+        state.metrics.prompt_tokens.observe(len(request.prompt_token_ids))
+    try:
+        if len(requests) == 1:
+            async with aclosing(_measured(state, model, requests[0], arrived)) as outputs:
+                async for output in outputs:
+                    yield 0, output
+        else:
+            async with aclosing(_merged(state, model, requests, arrived)) as merged:
+                async for item in merged:
+                    yield item
+    except EngineDead as error:
+        state.lifecycle.mark_failed(str(error))
+        raise
+
+
+async def _measured(
+    state: ServiceState, model: LoadedModel, request: TextRequest, arrived: float
+) -> AsyncGenerator[TextOutput, None]:
+    metrics = state.metrics
+    previous: float | None = None
+    num_tokens = 0
+    async with aclosing(generate_text(model.engine, model.tokenizer, request)) as outputs:
+        async for output in outputs:
+            if output.num_new_tokens:
+                now = time.perf_counter()
+                if previous is None:
+                    metrics.time_to_first_token_seconds.observe(now - arrived)
+                else:
+                    metrics.inter_token_seconds.observe((now - previous) / output.num_new_tokens)
+                previous = now
+                num_tokens += output.num_new_tokens
+            if output.finish_reason is not None:
+                metrics.request_seconds.observe(time.perf_counter() - arrived)
+                metrics.generated_tokens.observe(num_tokens)
+                metrics.finished.labels(output.finish_reason).inc()
+                if output.finish_reason == "abort":
+                    raise RequestAborted("The request was aborted by the server's operator.")
+            yield output
+
+
+async def _merged(
+    state: ServiceState, model: LoadedModel, requests: Sequence[TextRequest], arrived: float
+) -> AsyncGenerator[tuple[int, TextOutput], None]:
+    # Bounded, so that a slow client slows the engine's side of the queue down and not only the socket's.
+    queue: asyncio.Queue[tuple[int, TextOutput] | BaseException] = asyncio.Queue(maxsize=2 * len(requests))
+
+    async def pump(index: int, request: TextRequest) -> None:
+        try:
+            async with aclosing(_measured(state, model, request, arrived)) as outputs:
+                async for output in outputs:
+                    await queue.put((index, output))
+        except Exception as error:
+            await queue.put(error)
+
+    pumps = [asyncio.create_task(pump(index, request)) for index, request in enumerate(requests)]
+    num_unfinished = len(pumps)
+    try:
+        while num_unfinished:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item[1].finish_reason is not None:
+                num_unfinished -= 1
+            yield item
+    finally:
+        await stop_tasks(*pumps)

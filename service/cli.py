@@ -1,0 +1,172 @@
+"""The `nybble` command: serving, one answer without a server, and the engines' offline commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from engines.cli import register as register_engine_commands
+from engines.errors import EngineError
+from engines.registry import create_engine, engine_names
+from service.auth import KeyFileError
+from service.chat_template import ChatTemplateError
+from service.cli_generate import register as register_generate
+from service.settings import ServiceSettings
+from service.tokenizer import TokenizerError
+from service.version import package_version
+
+app = typer.Typer(
+    name="nybble",
+    help="Serve language models stored in 4-bit floating point (MXFP4, NVFP4).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class StartFailure(Exception):
+    """The server stopped because it could not do its work."""
+
+
+# Errors whose message is all the user needs.
+_EXPECTED = (EngineError, TokenizerError, ChatTemplateError, KeyFileError, StartFailure, OSError)
+
+
+def main() -> None:
+    """Entry point. Every expected failure is one line on standard error and a status other than 0."""
+    try:
+        status = app(standalone_mode=False)
+    except ValidationError as error:
+        _fail("; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()))
+    except _EXPECTED as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # Typer's own usage errors; the module of their class differs between its versions.
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
+            raise
+        _fail(format_message(), getattr(error, "exit_code", 1))
+    else:
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int = 1) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(package_version())
+        raise typer.Exit
+
+
+@app.callback()
+def nybble(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Serve language models stored in 4-bit floating point (MXFP4, NVFP4)."""
+
+
+@app.command()
+def serve(
+    checkpoint: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a Hugging Face checkpoint.")],
+    engine: Annotated[str | None, typer.Option(help="auto, cpu or echo. [auto]")] = None,
+    activations: Annotated[str | None, typer.Option(help="checkpoint or bf16. [checkpoint]")] = None,
+    numerics: Annotated[str | None, typer.Option(help="fast or reference. [fast]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="0 chooses a free one. [8000]")] = None,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="A name clients may use; repeat it for aliases. [name of DIR]")
+    ] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Context in tokens. [the model's]")] = None,
+    kv_cache_memory: Annotated[
+        str | None, typer.Option(help="For example 4GiB. [chosen by the engine]")
+    ] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens in a KV block. [16]")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Sequences computed together. [64]")] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens in a step. [512]")] = None,
+    prefix_caching: Annotated[
+        bool | None, typer.Option(help="Reuse KV blocks of equal prefixes. [on]")
+    ] = None,
+    num_threads: Annotated[int | None, typer.Option(help="0 means all physical cores. [0]")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="One API key a line. [no keys: open]")] = None,
+    max_queued_requests: Annotated[
+        int | None, typer.Option(help="Sequences that may wait beyond --max-num-seqs. [512]")
+    ] = None,
+    max_body_size: Annotated[str | None, typer.Option(help="Largest request body. [32MiB]")] = None,
+    drain_timeout: Annotated[float | None, typer.Option(help="Seconds to finish after SIGTERM. [30]")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [info]")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json. [text]")] = None,
+) -> None:
+    """Serve a checkpoint over an OpenAI-compatible API.
+
+    Every option can also be set by the environment, as NYBBLE_MAX_MODEL_LEN and so on; the option wins.
+    """
+    given: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "engine": engine,
+        "activations": activations,
+        "numerics": numerics,
+        "host": host,
+        "port": port,
+        "served_model_names": tuple(served_model_name or ()) or None,
+        "max_model_len": max_model_len,
+        "kv_cache_memory_bytes": kv_cache_memory,
+        "block_size": block_size,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "prefix_caching": prefix_caching,
+        "num_threads": num_threads,
+        "api_key_file": api_key_file,
+        "max_queued_requests": max_queued_requests,
+        "max_body_bytes": max_body_size,
+        "drain_timeout_seconds": drain_timeout,
+        "log_level": log_level,
+        "log_format": log_format,
+    }
+    run_server(ServiceSettings(**{name: value for name, value in given.items() if value is not None}))
+
+
+def run_server(settings: ServiceSettings) -> None:
+    """Serve until a signal comes. Raises StartFailure when the engine cannot start or dies."""
+    # Imported here so that the offline commands start without a web server.
+    from service.app import create_app
+    from service.logs import configure_logs, log_settings
+    from service.server import DrainingServer, bind
+
+    check_checkpoint(settings)
+    configure_logs(settings.log_level, settings.log_format)
+    web_app = create_app(settings, lambda: create_engine(settings.engine, settings.engine_options()))
+    try:
+        listener = bind(settings.host, settings.port)
+    except OSError as error:
+        raise StartFailure(f"cannot listen on {settings.host}:{settings.port}: {error}") from error
+    log_settings(settings, listener.getsockname()[1])
+    server = DrainingServer(web_app, settings)
+    server.run(sockets=[listener])
+    if server.failure is not None:
+        raise StartFailure(server.failure)
+
+
+def check_checkpoint(settings: ServiceSettings) -> None:
+    """Refuse at once what cannot work. Raises StartFailure."""
+    if settings.engine not in ("auto", *engine_names()):
+        known = ", ".join(("auto", *engine_names()))
+        raise StartFailure(f"unknown engine {settings.engine!r}; expected one of: {known}")
+    if not settings.checkpoint.is_dir():
+        raise StartFailure(
+            f"{settings.checkpoint} is not a folder; expected that of a Hugging Face checkpoint"
+        )
+
+
+register_generate(app)
+register_engine_commands(app)

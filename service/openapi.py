@@ -1,0 +1,67 @@
+"""What /openapi.json says beyond what FastAPI finds by itself: errors, streams, keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from service.auth import PUBLIC_PATHS
+from service.protocol.errors import ErrorResponse
+
+Responses = dict[int | str, dict[str, Any]]
+
+_DESCRIPTIONS = {
+    400: "The request is malformed, or a field has a value that cannot be served; `param` names it.",
+    401: "No valid API key.",
+    404: "No such model or path.",
+    405: "The path does not know this method.",
+    413: "The body is too large.",
+    429: "Too many requests in flight; try again after `Retry-After` seconds.",
+    500: "A fault of the server.",
+    503: "The model is loading, draining or gone; see `Retry-After`.",
+}
+
+
+def error_responses(*statuses: int) -> Responses:
+    """Documentation of the error envelope under the given statuses."""
+    return {status: {"model": ErrorResponse, "description": _DESCRIPTIONS[status]} for status in statuses}
+
+
+GENERATION_ERRORS = error_responses(400, 401, 404, 413, 429, 500, 503)
+
+
+def streamed_answer(chunk: type[BaseModel]) -> Responses:
+    """Documentation of a 200 that is a stream of `chunk` events when the request says `stream: true`."""
+    description = (
+        f"The answer; with `stream: true` server-sent events instead, each `data:` line a {chunk.__name__}, "
+        "the last one `[DONE]`. A failure after the start is an event that holds the error envelope."
+    )
+    # A stream's body is text; the chunk's schema is published under x-chunk-schema for those who want it.
+    schema = {"type": "string", "x-chunk-schema": chunk.model_json_schema(mode="serialization")}
+    return {200: {"description": description, "content": {"text/event-stream": {"schema": schema}}}}
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Make `app.openapi` describe the keys: wanted everywhere but on the public paths."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            components = schema.setdefault("components", {})
+            components["securitySchemes"] = {"apiKey": {"type": "http", "scheme": "bearer"}}
+            components.get("schemas", {}).pop("HTTPValidationError", None)
+            components.get("schemas", {}).pop("ValidationError", None)
+            for path, operations in schema["paths"].items():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+                    # The empty alternative: a server without configured keys asks for none.
+                    operation["security"] = [] if path in PUBLIC_PATHS else [{"apiKey": []}, {}]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    setattr(app, "openapi", openapi)  # noqa: B010  # mypy refuses a plain assignment to a method

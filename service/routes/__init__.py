@@ -1,0 +1,1 @@
+"""One file per family of endpoints: parse, call, shape the answer."""

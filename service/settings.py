@@ -1,0 +1,80 @@
+"""What the operator can set. The only reader of the environment; flags of the command line override it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ByteSize, Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from engines.base import EngineOptions
+
+
+class ServiceSettings(BaseSettings):
+    """One process, one model. A field is read from `NYBBLE_<FIELD>` unless it is given to the constructor.
+
+    Sizes accept "4GiB" and the like. `served_model_names` holds the names clients may use, the first of
+    which is reported; empty means the checkpoint folder's name. Raises pydantic.ValidationError.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="NYBBLE_", extra="ignore", frozen=True)
+
+    checkpoint: Path
+    engine: str = "auto"
+    activations: Literal["checkpoint", "bf16"] = "checkpoint"
+    numerics: Literal["fast", "reference"] = "fast"
+    max_model_len: int | None = Field(default=None, ge=1)
+    kv_cache_memory_bytes: ByteSize | None = None
+    block_size: int = Field(default=16, ge=1)
+    max_num_seqs: int = Field(default=64, ge=1)
+    max_num_batched_tokens: int = Field(default=512, ge=1)
+    prefix_caching: bool = True
+    num_threads: int = Field(default=0, ge=0)
+    check_integrity: bool = False
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    served_model_names: Annotated[tuple[str, ...], NoDecode] = ()
+    api_key_file: Path | None = None
+
+    max_queued_requests: int = Field(default=512, ge=0)
+    max_body_bytes: ByteSize = ByteSize(32 * 1024 * 1024)
+    drain_timeout_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)
+    heartbeat_seconds: float = Field(default=15.0, gt=0, allow_inf_nan=False)
+    num_text_threads: int = Field(default=2, ge=1)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+    @field_validator("served_model_names", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return (
+            tuple(filter(None, (name.strip() for name in value.split(","))))
+            if isinstance(value, str)
+            else value
+        )
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names the model answers to; the first is its own."""
+        return self.served_model_names or (self.checkpoint.resolve().name,)
+
+    def engine_options(self) -> EngineOptions:
+        """The part of the settings that engines see."""
+        return EngineOptions(
+            checkpoint=self.checkpoint,
+            activations=self.activations,
+            numerics=self.numerics,
+            max_model_len=self.max_model_len,
+            kv_cache_memory_bytes=None
+            if self.kv_cache_memory_bytes is None
+            else int(self.kv_cache_memory_bytes),
+            block_size=self.block_size,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            prefix_caching=self.prefix_caching,
+            num_threads=self.num_threads,
+            check_integrity=self.check_integrity,
+        )

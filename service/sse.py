@@ -1,0 +1,104 @@
+"""Server-sent events straight over ASGI: frames, heartbeat, errors in the middle, a watch on the client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.disconnect import client_gone, stop_tasks
+from service.error_responses import error_response, report
+from service.metrics import ServiceMetrics
+
+DONE = b"data: [DONE]\n\n"
+HEARTBEAT = b": keep-alive\n\n"
+
+
+def frame(payload: Mapping[str, Any]) -> bytes:
+    """One event. orjson writes no newline, so the payload is one `data:` line."""
+    return b"data: " + orjson.dumps(payload) + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends `frames` as they come, then [DONE].
+
+    The status line waits for the first frame, so that a request refused by the engine still gets its own
+    status; after `heartbeat_seconds` without a frame it is sent anyway, followed by a comment, and the same
+    silence later in the stream is filled with further comments. An error after that is sent as an event.
+    When the client goes away the generator is closed, within the time the event loop takes to notice.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        frames: AsyncGenerator[bytes, None],
+        *,
+        metrics: ServiceMetrics,
+        heartbeat_seconds: float,
+        headers: Mapping[str, str],
+    ) -> None:
+        self._frames = frames
+        self._metrics = metrics
+        self._heartbeat_seconds = heartbeat_seconds
+        self._last_sent = 0.0
+        self._started = False
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run until the frames or the client end."""
+        producing = asyncio.create_task(self._produce(scope, receive, send))
+        watching = asyncio.create_task(client_gone(receive))
+        beating = asyncio.create_task(self._beat(send))
+        try:
+            await asyncio.wait((producing, watching), return_when=asyncio.FIRST_COMPLETED)
+            if producing.done():
+                producing.result()
+            else:
+                self._metrics.cancelled.inc()
+        finally:
+            await stop_tasks(producing, watching, beating)
+
+    async def _produce(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with aclosing(self._frames) as frames:
+                async for data in frames:
+                    if not self._started:
+                        await self._start(send)
+                    self._last_sent = asyncio.get_running_loop().time()
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+        except Exception as error:
+            if not self._started:
+                self._started = True
+                await error_response(error, self._metrics)(scope, receive, send)
+                return
+            body = frame(report(error, self._metrics).body)
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        if not self._started:
+            await self._start(send)
+        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+    async def _start(self, send: Send) -> None:
+        self._started = True
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+
+    async def _beat(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        self._last_sent = loop.time()
+        while True:
+            await asyncio.sleep(self._last_sent + self._heartbeat_seconds - loop.time())
+            if loop.time() - self._last_sent < self._heartbeat_seconds:
+                continue
+            if not self._started:
+                await self._start(send)
+            self._last_sent = loop.time()
+            await send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})

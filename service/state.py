@@ -1,0 +1,100 @@
+"""What the routes of one app share. Made by `service.app.create_app`; nothing here is global."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from starlette.requests import HTTPConnection
+
+from engines.base import Engine, EngineInfo
+from service.admission import Admission
+from service.chat_template import ChatTemplate
+from service.errors import ModelNotFound, NotReady
+from service.lifecycle import Lifecycle
+from service.metrics import ServiceMetrics
+from service.settings import ServiceSettings
+from service.tokenizer import Tokenizer
+from service.version import package_version
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A started engine and the text side of its checkpoint. `chat_template` None: no chat with this model."""
+
+    engine: Engine
+    info: EngineInfo
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+
+
+class ServiceState:
+    """Settings, counters, the model once it is there, and the threads that handle text."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self.settings = settings
+        self.lifecycle = Lifecycle()
+        self.metrics = ServiceMetrics(settings.model_names[0])
+        self.admission = Admission(max_running=settings.max_num_seqs, max_queued=settings.max_queued_requests)
+        self.created = int(time.time())
+        self.system_fingerprint = _fingerprint(settings)
+        self._model: LoadedModel | None = None
+        self._text_threads = ThreadPoolExecutor(settings.num_text_threads, thread_name_prefix="nybble-text")
+
+    def attach(self, model: LoadedModel) -> None:
+        """Take the model into service."""
+        self._model = model
+        self.metrics.watch(model.engine.stats, lambda: self.admission.num_in_flight)
+        self.lifecycle.mark_ready()
+
+    @property
+    def loaded_model(self) -> LoadedModel | None:
+        """The model, ready or draining; None while it loads."""
+        return self._model
+
+    def ready_model(self) -> LoadedModel:
+        """The model, for new work. Raises NotReady while it loads, drains or has failed."""
+        self.lifecycle.ensure_ready()
+        if self._model is None:
+            raise NotReady("The model is still loading; try again shortly.", retry_after_seconds=5.0)
+        return self._model
+
+    def check_model_name(self, name: str) -> None:
+        """Raises ModelNotFound for a name that is not served."""
+        if name not in self.settings.model_names:
+            known = ", ".join(f"`{known}`" for known in self.settings.model_names)
+            raise ModelNotFound(
+                f"The model `{name[:200]}` does not exist here. Served: {known}.", param="model"
+            )
+
+    async def in_text_thread(self, work: Callable[[], T]) -> T:
+        """Run template and tokenizer work off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._text_threads, work)
+
+    def close(self) -> None:
+        """Let the text threads go."""
+        self._text_threads.shutdown(wait=False, cancel_futures=True)
+
+
+def service_state(connection: HTTPConnection) -> ServiceState:
+    """The state of the app that a request belongs to."""
+    state: ServiceState = connection.app.state.service
+    return state
+
+
+def _fingerprint(settings: ServiceSettings) -> str:
+    parts = (
+        package_version(),
+        settings.checkpoint.resolve().name,
+        settings.engine,
+        settings.activations,
+        settings.numerics,
+    )
+    return "nybble_" + hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:12]
