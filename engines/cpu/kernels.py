@@ -1,16 +1,15 @@
 """Typed facade over the compiled kernels.
 
-Every function checks types, shapes and contiguity once and raises TypeError or ValueError naming the argument; the C++
-side checks indices (token ids, slots, block ids, positions) before any access and raises ValueError.
-Outputs are written in place. No kernel's result for a row depends on the other rows of the call, on their number or on
-the number of threads. `engines.cpu.reference` says what each kernel computes.
+Every function checks types, shapes and contiguity once and raises TypeError or ValueError naming the
+argument; the C++ side checks indices (token ids, slots, block ids, positions) before any access and raises
+ValueError. Outputs are written in place. No kernel's result for a row depends on the other rows of the call, on
+their number or on the number of threads. `engines.cpu.reference` says what each kernel computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,48 +84,38 @@ def _check_out(
         raise ValueError(f"{name} must be writeable")
 
 
-@dataclass(frozen=True, slots=True)
-class Fp4Shard:
-    """One FP4 matrix as a checkpoint stores it; several stack along the rows (q, k, v)."""
-
-    packed: NDArray[np.uint8]
-    """[N, K/2]; low nibble is the even column."""
-    scales: NDArray[np.uint8]
-    """[N, K/group_size], the scale's bits (E8M0 or E4M3)."""
-    scale_table: Float32Array
-    """[256], scale bits -> float32 multiplier, global scale included. Non-negative or NaN."""
+Fp4Shard: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.uint8], Float32Array]
+"""One FP4 matrix as a checkpoint stores it: packed [N, K/2] (low nibble is the even column), scale bytes
+[N, K/group_size], and scale_table [256], scale byte -> float32 multiplier with the global scale folded in."""
 
 
 class Fp4Weight:
     """FP4 weight [num_rows, num_columns] repacked for the kernels; the shards may be freed afterwards.
 
-    `round_to_bfloat16` makes `decode` and `fp4_linear_f32` round every decoded value to bfloat16; `fp4_linear_w4a4`
-    ignores it.
+    Several shards (q, k and v, say) stack along the rows, each with its own scale table; table entries in use
+    must not be negative. `round_to_bfloat16` makes `decode` and `fp4_linear_f32` round every decoded value to
+    bfloat16; `fp4_linear_w4a4` ignores it.
     """
 
     __slots__ = ("_handle",)
 
-    def __init__(
-        self, shards: Sequence[Fp4Shard], group_size: int, *, round_to_bfloat16: bool = False
-    ) -> None:
+    def __init__(self, shards: Sequence[Fp4Shard], group_size: int, round_to_bfloat16: bool = False) -> None:
         if group_size not in (16, 32):
             raise ValueError(f"group_size must be 16 or 32, got {group_size}")
         if not shards:
             raise ValueError("shards is empty: an FP4 weight needs at least one")
-        num_columns = 2 * shards[0].packed.shape[-1]
+        num_columns = 2 * shards[0][0].shape[-1]
         if num_columns == 0 or num_columns % group_size:
             raise ValueError(
                 f"packed holds {num_columns} columns, expected a positive multiple of {group_size}"
             )
-        for i, shard in enumerate(shards):
-            _check(f"shards[{i}].packed", shard.packed, _UINT8, (None, num_columns // 2))
-            rows = shard.packed.shape[0]
-            if rows == 0:
-                raise ValueError(f"shards[{i}].packed has no rows")
-            _check(f"shards[{i}].scales", shard.scales, _UINT8, (rows, num_columns // group_size))
-            _check(f"shards[{i}].scale_table", shard.scale_table, _FLOAT32, (256,))
-        parts = [(shard.packed, shard.scales, shard.scale_table) for shard in shards]
-        self._handle = _kernels.Fp4Weight(parts, group_size, round_to_bfloat16)
+        for i, (packed, scales, scale_table) in enumerate(shards):
+            _check(f"shards[{i}] packed", packed, _UINT8, (None, num_columns // 2))
+            if packed.shape[0] == 0:
+                raise ValueError(f"shards[{i}] packed has no rows")
+            _check(f"shards[{i}] scales", scales, _UINT8, (packed.shape[0], num_columns // group_size))
+            _check(f"shards[{i}] scale_table", scale_table, _FLOAT32, (256,))
+        self._handle = _kernels.Fp4Weight(list(shards), group_size, round_to_bfloat16)
 
     @property
     def num_rows(self) -> int:
@@ -221,10 +210,10 @@ def _check_quantize(x: Float32Array, codes: NDArray[np.int8], scales: Float32Arr
 
 
 def quantize_mxfp4(x: Float32Array, codes: NDArray[np.int8], scales: Float32Array) -> None:
-    """Quantize x [M, K] in blocks of 32: codes [M, K] (E2M1 value times two), scales [M, K/32] (powers of two).
+    """Quantize x [M, K] in blocks of 32: codes [M, K] (E2M1 value times two), scales [M, K/32] (2^e).
 
-    Compressed-tensors' rule. A block with NaN or infinity gets codes 0 and a NaN scale, which makes every output of
-    `fp4_linear_w4a4` for that row NaN.
+    Compressed-tensors' rule. A block with NaN or infinity gets codes 0 and a NaN scale, which makes every
+    output of `fp4_linear_w4a4` for that row NaN.
     """
     _check_quantize(x, codes, scales, 32)
     _kernels.quantize_mxfp4(x, codes, scales)
@@ -233,10 +222,10 @@ def quantize_mxfp4(x: Float32Array, codes: NDArray[np.int8], scales: Float32Arra
 def quantize_nvfp4(
     x: Float32Array, input_scale: float, modelopt: bool, codes: NDArray[np.int8], scales: Float32Array
 ) -> None:
-    """Quantize x [M, K] in blocks of 16: codes [M, K] (E2M1 value times two), scales [M, K/16] (float32 multipliers).
+    """Quantize x [M, K] in blocks of 16: codes [M, K] (E2M1 value times two), scales [M, K/16] (multipliers).
 
-    `input_scale` divides (compressed-tensors' input_global_scale) or, with `modelopt`, multiplies (its input_scale).
-    Non-finite blocks as in `quantize_mxfp4`.
+    `input_scale` divides (compressed-tensors' input_global_scale) or, with `modelopt`, multiplies (its
+    input_scale). Non-finite blocks as in `quantize_mxfp4`.
     """
     _check_quantize(x, codes, scales, 16)
     _kernels.quantize_nvfp4(x, input_scale, modelopt, codes, scales)
@@ -264,7 +253,7 @@ def add_rms_norm(
 def rope(q: Float32Array, positions: NDArray[np.int64], cos: Float32Array, sin: Float32Array) -> None:
     """Rotate q [M, num_heads, head_dim] in place; dimension i pairs with i + head_dim/2.
 
-    positions [M] index rows of cos and sin [max_positions, head_dim/2]. ValueError for a position outside them.
+    positions [M] index rows of cos and sin [max_positions, head_dim/2]; ValueError for one outside them.
     """
     _check_out("q", q, _FLOAT32, (None, None, None))
     if q.shape[2] % 2:
@@ -305,8 +294,8 @@ def kv_write(
 ) -> None:
     """Store k and v [M, num_kv_heads, head_dim] at slots [M] = block id * block_size + offset.
 
-    Caches are [num_blocks, num_kv_heads, block_size, head_dim], float32, or bfloat16 as uint16 bits (round to nearest
-    even). ValueError, and nothing written, for a slot outside the cache.
+    Caches are [num_blocks, num_kv_heads, block_size, head_dim], float32, or bfloat16 as uint16 bits (round to
+    nearest even). ValueError, and nothing written, for a slot outside the cache.
     """
     _check_caches(k_cache, v_cache)
     _check_out("k_cache", k_cache, _CACHE_DTYPES, k_cache.shape)
@@ -330,10 +319,11 @@ def paged_attention(
 ) -> None:
     """Causal attention of q [M, num_heads, head_dim] over the paged cache, into out of the same shape.
 
-    Sequence s owns rows query_starts[s] to query_starts[s + 1] of q, the last of its context_lens[s] positions;
-    block_tables [num_sequences, max_blocks] names its blocks in order. With a sliding_window w > 0 the query at
-    position i sees positions j with i - w < j <= i. A row's bits depend on its position and the cached values only.
-    ValueError for a block id or a length outside the cache or the table. block_size is at most 256.
+    Sequence s owns rows query_starts[s] to query_starts[s + 1] of q, the last of its context_lens[s]
+    positions; block_tables [num_sequences, max_blocks] names its blocks in order. With a sliding_window w > 0
+    the query at position i sees positions j with i - w < j <= i. A row's bits depend on its position and the
+    cached values only. ValueError for a block id or a length outside the cache or the table. block_size is at
+    most 256.
     """
     _check_caches(k_cache, v_cache)
     _check("q", q, _FLOAT32, (None, None, k_cache.shape[3]))
@@ -362,23 +352,24 @@ def route_top_k(logits: Float32Array, k: int) -> tuple[NDArray[np.int32], Float3
     return ids, weights
 
 
-def gather_rows(x: Float32Array, rows: NDArray[np.int32], out: Float32Array) -> None:
+def gather_rows(x: Float32Array, rows: NDArray[np.int64], out: Float32Array) -> None:
     """out[i] = x[rows[i]]. ValueError for a row outside x."""
     _check("x", x, _FLOAT32, (None, None))
-    _check("rows", rows, _INT32, (None,))
+    _check("rows", rows, _INT64, (None,))
     _check_out("out", out, _FLOAT32, (rows.shape[0], x.shape[1]))
     _kernels.gather_rows(x, rows, out)
 
 
 def scatter_add_rows(
-    y: Float32Array, rows: NDArray[np.int32], row_weights: Float32Array, out: Float32Array
+    y: Float32Array, rows: NDArray[np.int64], row_weights: Float32Array, out: Float32Array
 ) -> None:
-    """out[rows[i]] += row_weights[i] * y[i] in ascending i. ValueError, and nothing added, for a row outside out.
+    """out[rows[i]] += row_weights[i] * y[i] in ascending i; rows are int64.
 
-    Call it once per expert in ascending expert id: then a row's sum does not depend on the batch.
+    ValueError, and nothing added, for a row outside out. Call it once per expert in ascending expert id:
+    then a row's sum does not depend on the batch.
     """
     _check("y", y, _FLOAT32, (None, None))
-    _check("rows", rows, _INT32, (y.shape[0],))
+    _check("rows", rows, _INT64, (y.shape[0],))
     _check("row_weights", row_weights, _FLOAT32, (y.shape[0],))
     _check_out("out", out, _FLOAT32, (None, y.shape[1]))
     _kernels.scatter_add_rows(y, rows, row_weights, out)

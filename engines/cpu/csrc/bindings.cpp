@@ -211,12 +211,12 @@ void route_top_k(const Floats2& logits, const Array<std::int32_t, 2>& ids, const
   nybble::route_top_k(logits.data(), rows(logits), columns(logits), columns(ids), ids.data(), weights.data());
 }
 
-void gather_rows(const Floats2& x, const Array<const std::int32_t, 1>& indices, const Out2& out) {
+void gather_rows(const Floats2& x, const Array<const std::int64_t, 1>& indices, const Out2& out) {
   require(rows(out) == rows(indices) && columns(out) == columns(x), "out must be [rows, columns of x]");
   nybble::gather_rows(x.data(), rows(x), indices.data(), rows(indices), columns(x), out.data());
 }
 
-void scatter_add_rows(const Floats2& y, const Array<const std::int32_t, 1>& indices, const Floats1& weights,
+void scatter_add_rows(const Floats2& y, const Array<const std::int64_t, 1>& indices, const Floats1& weights,
                       const Out2& out) {
   require(rows(indices) == rows(y) && rows(weights) == rows(y), "rows and weights must have one entry per row of y");
   require(columns(out) == columns(y), "out must have the columns of y");

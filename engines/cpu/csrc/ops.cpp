@@ -219,7 +219,7 @@ void route_top_k(const float* logits, std::int64_t num_rows, std::int64_t num_ex
   }
 }
 
-void gather_rows(const float* x, std::int64_t num_x_rows, const std::int32_t* rows, std::int64_t num_rows,
+void gather_rows(const float* x, std::int64_t num_x_rows, const std::int64_t* rows, std::int64_t num_rows,
                  std::int64_t num_columns, float* out) {
   check_indices("rows", rows, num_rows, num_x_rows);
   for (std::int64_t i = 0; i < num_rows; ++i) {
@@ -227,7 +227,7 @@ void gather_rows(const float* x, std::int64_t num_x_rows, const std::int32_t* ro
   }
 }
 
-void scatter_add_rows(const float* y, const std::int32_t* rows, const float* weights, std::int64_t num_rows,
+void scatter_add_rows(const float* y, const std::int64_t* rows, const float* weights, std::int64_t num_rows,
                       std::int64_t num_columns, float* out, std::int64_t num_out_rows) {
   check_indices("rows", rows, num_rows, num_out_rows);
   const KernelTable& table = kernels();

@@ -41,10 +41,10 @@ void paged_attention(const AttentionArgs& args, const AttentionBatch& batch);
 void route_top_k(const float* logits, std::int64_t num_rows, std::int64_t num_experts, std::int64_t k,
                  std::int32_t* ids, float* weights);
 /// out[i] = x[rows[i]]. Throws std::invalid_argument.
-void gather_rows(const float* x, std::int64_t num_x_rows, const std::int32_t* rows, std::int64_t num_rows,
+void gather_rows(const float* x, std::int64_t num_x_rows, const std::int64_t* rows, std::int64_t num_rows,
                  std::int64_t num_columns, float* out);
 /// out[rows[i]] += weights[i] * y[i], in ascending i. Throws std::invalid_argument.
-void scatter_add_rows(const float* y, const std::int32_t* rows, const float* weights, std::int64_t num_rows,
+void scatter_add_rows(const float* y, const std::int64_t* rows, const float* weights, std::int64_t num_rows,
                       std::int64_t num_columns, float* out, std::int64_t num_out_rows);
 
 }  // namespace nybble

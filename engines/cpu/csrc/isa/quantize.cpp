@@ -11,7 +11,7 @@ namespace {
 
 constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: adding and subtracting it rounds to nearest even
 
-/// |value| <= 6 (or NaN) to the nearest E2M1 value, times two. In [0,2) the doubled grid is whole numbers, in [2,4)
+/// 0 <= magnitude <= 6 to the nearest E2M1 value, times two. In [0,2) the doubled grid is whole numbers, in [2,4)
 /// even ones, in [4,6] multiples of four: one rounding at the right power of two, whose ties to even are E2M1's.
 inline float doubled_e2m1(float magnitude) {
   const float up = magnitude < 2.0F ? 2.0F : (magnitude < 4.0F ? 1.0F : 0.5F);
@@ -37,7 +37,8 @@ inline void write_codes(const float* scaled, std::int8_t* codes) {
   float doubled[Group];
   for (int i = 0; i < Group; ++i) {
     const float magnitude = __builtin_fabsf(scaled[i]);
-    const float rounded = doubled_e2m1(magnitude < 6.0F ? magnitude : 6.0F);
+    // 0 / 0, where a scale underflowed, counts as 0.
+    const float rounded = doubled_e2m1(magnitude < 6.0F ? magnitude : (magnitude >= 6.0F ? 6.0F : 0.0F));
     doubled[i] = scaled[i] < 0.0F ? -rounded : rounded;
   }
   for (int i = 0; i < Group; ++i) codes[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(doubled[i]));
