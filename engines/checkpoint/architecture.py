@@ -27,7 +27,7 @@ class ModuleKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModuleSpec:
-    """One module and the `shape` of its weight. `names`: its spellings; a checkpoint has exactly one of them."""
+    """One module and the `shape` of its weight. `names`: its spellings, one of which a checkpoint has."""
 
     names: tuple[str, ...]
     kind: ModuleKind

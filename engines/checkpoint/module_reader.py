@@ -84,8 +84,8 @@ class ModuleReader:
                     "tensor per expert, such as model.layers.0.block_sparse_moe.experts.0.w1.weight_packed"
                 )
         raise MalformedCheckpoint(
-            f"{self._tensors.directory}: the module {' or '.join(spec.names)} is absent; config.json asks for "
-            f"it, with a weight of shape {list(spec.shape)} (download complete? shapes right in config.json?)"
+            f"{self._tensors.directory}: the module {' or '.join(spec.names)} is absent; config.json "
+            f"asks for it, with a weight of shape {list(spec.shape)} (is the download complete?)"
         )
 
     def _packed_by(self, name: str, suffixes: set[str]) -> str | None:
@@ -178,7 +178,7 @@ class ModuleReader:
                 )
 
     def _scalar(self, name: str, multiplies: bool) -> float:
-        """One finite positive float32, stored as [1] or []; the largest block scale under it must be finite."""
+        """One finite positive float32, stored as [1] or []; block scales under it must stay finite."""
         info = self._require(name, ("F32",), [(1,), ()])
         value = np.float32(self._tensors.view(name).reshape(()))
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):

@@ -1,7 +1,7 @@
 """Which modules a quantisation config means: exact names, class names, "re:" expressions, wildcards.
 
-An expression in a checkpoint is a stranger's program, and Python's engine backtracks without a limit; those that
-could take exponential time are refused.
+An expression in a checkpoint is a stranger's program, and Python's engine backtracks without a limit; those
+that could take exponential time are refused.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def _parents(module: str) -> list[str]:
 def _check_number(expressions: list[str]) -> None:
     if len(expressions) > _MAX_EXPRESSIONS:
         raise UnsupportedCheckpoint(
-            f"quantization_config: has {len(expressions)} expressions or wildcards; the limit is {_MAX_EXPRESSIONS}"
+            f"quantization_config: has {len(expressions)} expressions or wildcards; "
+            f"the limit is {_MAX_EXPRESSIONS}"
         )
 
 

@@ -1,7 +1,8 @@
 """One .safetensors file, mapped into memory and checked before anything is taken from it.
 
 Layout: 8 bytes little-endian header length, a JSON header, then the data. Every tensor has a dtype, a shape
-and a pair of offsets into the data; the tensors lie end to end and cover it exactly. The header is not trusted.
+and a pair of offsets into the data; the tensors lie end to end and cover it exactly. The header is not
+trusted.
 """
 
 from __future__ import annotations

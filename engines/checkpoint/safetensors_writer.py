@@ -48,8 +48,8 @@ def stream_safetensors(
     """Write `specs` in their order, taking their little-endian, row-major bytes from `data` one at a time.
 
     Written beside `path`, synced and renamed: `path` is whole or absent. Put wide dtypes first, so that every
-    tensor is aligned. Raises ValueError for a repeated name, an unknown dtype or a number of bytes that does not
-    fit the shape, OSError as the file system does; nothing is left behind then.
+    tensor is aligned. Raises ValueError for a repeated name, an unknown dtype or bytes that do not fit
+    the shape, OSError as the file system does; nothing is left behind then.
     """
     header = _header(specs, metadata or {})
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -90,7 +90,8 @@ def _write_data(
         size = memoryview(chunk).nbytes
         if size != spec.num_bytes:
             raise ValueError(
-                f"tensor {spec.name!r}: got {size} bytes; {spec.dtype} {list(spec.shape)} takes {spec.num_bytes}"
+                f"tensor {spec.name!r}: got {size} bytes; "
+                f"{spec.dtype} {list(spec.shape)} takes {spec.num_bytes}"
             )
         file.write(chunk)
 
