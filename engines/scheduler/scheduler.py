@@ -34,8 +34,8 @@ class Scheduler:
     """Owns all sequences and the block pool. Not thread-safe: one caller at a time.
 
     A step is `schedule()`, the model's work, `complete(batch, sampled)`, and `finish` for each sequence that
-    has ended. `add`, `abort` and `finish` may also be called while the model works on a batch, provided that the
-    model does not look at block tables any more: a finished sequence has none.
+    has ended. `add`, `abort` and `finish` may also be called while the model works on a batch, provided that
+    it does not look at block tables any more: a finished sequence has none.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
@@ -268,7 +268,6 @@ class Scheduler:
         self._running.remove(sequence)
         self.pool.release(sequence.block_table)
         sequence.block_table = []
-        sequence.num_registered_blocks = 0
         sequence.num_computed_tokens = 0
         sequence.num_preemptions += 1
         sequence.status = SequenceStatus.WAITING

@@ -223,6 +223,27 @@ def test_a_cached_prefix_is_reused_up_to_the_block_before_the_last_token(
     assert (stats.num_prompt_tokens_total, stats.num_cached_prompt_tokens_total) == (12 + 12 + 13, 8 + 12)
 
 
+def test_blocks_shared_with_a_running_sequence_cost_nothing(make_scheduler, make_request) -> None:
+    scheduler = make_scheduler(num_blocks=5, block_size=4)
+    prompt = tuple(range(13))
+    scheduler.add(make_request(prompt))
+    step(scheduler)
+    scheduler.add(make_request((*prompt[:12], 99)))  # 3 blocks of r0's and the only free one
+    assert step(scheduler) == [("r0", 13, 1, True), ("r1", 12, 1, True)]
+    assert scheduler.stats.num_blocks_used == 5
+
+
+def test_the_budget_of_a_preempted_sequence_goes_to_the_one_that_preempts(
+    make_scheduler, make_request
+) -> None:
+    scheduler = make_scheduler(num_blocks=6, block_size=2, max_num_batched_tokens=4)
+    scheduler.add(make_request(3, priority=1))
+    step(scheduler)
+    step(scheduler)
+    scheduler.add(make_request(7, priority=0))
+    assert step(scheduler) == [("r1", 0, 4, False)]  # r0's token had been planned before
+
+
 def test_prompt_logprobs_need_every_row_so_nothing_is_reused(make_scheduler, make_request) -> None:
     scheduler = make_scheduler(max_num_batched_tokens=32)
     prompt = tuple(range(12))
