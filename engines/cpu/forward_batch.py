@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 class ForwardBatch:
     """Rows of a step, sequence after sequence.
 
-    `token_ids` int32 [num_rows], `positions` int32 [num_rows], `slots` int64 [num_rows] (where each row's
+    `token_ids` int32 [num_rows], `positions` int64 [num_rows], `slots` int64 [num_rows] (where each row's
     keys and values go), `block_tables` int32 [num_seqs, max_blocks], `query_starts` int32 [num_seqs + 1],
     `context_lens` int32 [num_seqs] (KV length including this step's rows), `logits_rows` int64
     [num_logits_rows] (the rows whose logits are wanted).
     """
 
     token_ids: NDArray[np.int32]
-    positions: NDArray[np.int32]
+    positions: NDArray[np.int64]
     slots: NDArray[np.int64]
     block_tables: NDArray[np.int32]
     query_starts: NDArray[np.int32]

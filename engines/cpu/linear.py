@@ -163,7 +163,7 @@ def _build_fp4(modules: Sequence[Fp4Tensors], options: LinearOptions) -> Linear:
     first = modules[0]
     rounded = options.reference_numerics and first.rounds_to_bfloat16
     shards = [(module.packed, module.scales, module.scale_table()) for module in modules]
-    weight = kernels.Fp4Weight(shards, first.group_size, rounded)
+    weight = kernels.Fp4Weight(shards, first.group_size, round_to_bfloat16=rounded)
     quantizer = _quantizer(first, options)
     if quantizer is None:
         return Fp4LinearW4A16(weight)

@@ -72,7 +72,7 @@ class ModelRunner:
             logits_rows.extend(range(query_starts[-1] - num_logits, query_starts[-1]))
         return ForwardBatch(
             token_ids=np.asarray(token_ids, np.int32),
-            positions=np.concatenate(positions).astype(np.int32),
+            positions=np.concatenate(positions),
             slots=np.concatenate(slots),
             block_tables=block_tables,
             query_starts=np.asarray(query_starts, np.int32),

@@ -34,7 +34,8 @@ def load_core(options: EngineOptions) -> EngineCore:
     checkpoint = Checkpoint.open(options.checkpoint)
     config = checkpoint.config
     max_model_len = _max_model_len(options, config)
-    kernels.set_num_threads(options.num_threads)
+    if options.num_threads:
+        kernels.set_num_threads(options.num_threads)
     reference = options.numerics == "reference"
     linear_options = LinearOptions(options.activations == "checkpoint", reference)
     model = load_decoder(checkpoint, linear_options, max_model_len)

@@ -32,7 +32,7 @@ def all_logits(
         positions = np.arange(start, min(start + chunk, len(token_ids)), dtype=np.int64)
         batch = ForwardBatch(
             token_ids=np.asarray(token_ids, np.int32)[positions],
-            positions=positions.astype(np.int32),
+            positions=positions,
             slots=table[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE,
             block_tables=table.astype(np.int32)[None, :],
             query_starts=np.array([0, positions.size], np.int32),

@@ -64,13 +64,13 @@ class Decoder:
         kernels.embed(batch.token_ids, self._embedding, x)
         normed = scratch.array("normed", (num_rows, hidden_size))
         branch = scratch.array("branch", (num_rows, hidden_size))
+        branch.fill(0.0)
         for layer in self._layers:
-            kernels.rms_norm(x, layer.input_norm, self._eps, normed)
+            kernels.add_rms_norm(branch, x, layer.input_norm, self._eps, normed)
             layer.attention(normed, batch, cache, branch, scratch)
-            x += branch
-            kernels.rms_norm(x, layer.post_attention_norm, self._eps, normed)
+            kernels.add_rms_norm(branch, x, layer.post_attention_norm, self._eps, normed)
             layer.feed_forward(normed, branch, scratch)
-            x += branch
+        x += branch
         return self._logits(x, batch.logits_rows)
 
     def _logits(self, x: Float32Array, rows: NDArray[np.int64]) -> Float32Array:
