@@ -2,14 +2,14 @@
 
 Every function checks types, shapes and contiguity once and raises TypeError or ValueError naming the
 argument; the C++ side checks indices (token ids, slots, block ids, positions) before any access and raises
-ValueError. Outputs are written in place. No kernel's result for a row depends on the other rows of the call, on
-their number or on the number of threads. `engines.cpu.reference` says what each kernel computes.
+ValueError. Outputs are written in place. No kernel's result for a row depends on the other rows of the call,
+nor on their number or the number of threads. `engines.cpu.reference` says what each kernel computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,9 +84,15 @@ def _check_out(
         raise ValueError(f"{name} must be writeable")
 
 
-Fp4Shard: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.uint8], Float32Array]
-"""One FP4 matrix as a checkpoint stores it: packed [N, K/2] (low nibble is the even column), scale bytes
-[N, K/group_size], and scale_table [256], scale byte -> float32 multiplier with the global scale folded in."""
+class Fp4Shard(NamedTuple):
+    """One FP4 matrix as a checkpoint stores it."""
+
+    packed: NDArray[np.uint8]
+    """[N, K/2]; the low nibble is the even column."""
+    scales: NDArray[np.uint8]
+    """[N, K/group_size], the scales' bits (E8M0 or E4M3)."""
+    scale_table: Float32Array
+    """[256], scale bits -> float32 multiplier with the global scale folded in."""
 
 
 class Fp4Weight:
