@@ -94,8 +94,8 @@ def _readme(seed: int) -> str:
     return (
         "# Nybble's demo checkpoint\n\n"
         f"Made by examples/demo_model/make_demo.py, recipe {RECIPE_VERSION}, seed {seed}. A small Mistral\n"
-        "model in the compressed-tensors MXFP4 layout. Its weights are random numbers and were never trained:\n"
-        "whatever it is asked, it answers gibberish. It shows that the service works, not what a model can do.\n"
+        "model in the compressed-tensors MXFP4 layout. Its weights are random numbers, never trained:\n"
+        "whatever it is asked, it answers gibberish. It shows that the service works, no more.\n"
     )
 
 
