@@ -60,7 +60,9 @@ def test_decode_is_that_of_the_library(tokenizer: Tokenizer, data: st.DataObject
 def test_continuation_is_what_it_adds_to_the_prompt(
     tokenizer: Tokenizer, data: st.DataObject, skip: bool
 ) -> None:
-    prompt = tokenizer.encode(data.draw(st.sampled_from(["", "the capital of", "is "])), add_special_tokens=True)
+    prompt = tokenizer.encode(
+        data.draw(st.sampled_from(["", "the capital of", "is "])), add_special_tokens=True
+    )
     ids = data.draw(_ids(tokenizer))
     streamed = _stream(tokenizer.detokenizer(prompt, skip), [ids])
     prompt_text = tokenizer.decode(prompt, skip_special_tokens=skip)
@@ -73,7 +75,9 @@ def test_completion_reads_naturally_after_the_prompt(tokenizers: dict[str, Token
     whole = tokenizer.encode("the capital of France is Paris", add_special_tokens=True)
     prompt = tokenizer.encode("the capital of France is", add_special_tokens=True)
     assert whole[: len(prompt)] == prompt
-    completion = _stream(tokenizer.detokenizer(prompt, True), [[token_id] for token_id in whole[len(prompt) :]])
+    completion = _stream(
+        tokenizer.detokenizer(prompt, True), [[token_id] for token_id in whole[len(prompt) :]]
+    )
     assert completion == " Paris"
 
 

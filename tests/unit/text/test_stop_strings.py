@@ -103,7 +103,7 @@ def test_the_string_completed_first_wins() -> None:
 
 
 def test_a_long_stop_string_costs_no_more_per_character() -> None:
-    """Counted, not timed: no character of the stop string is looked at more than twice per character of text."""
+    """Counted, not timed: a few looks at the stop string for each character of text."""
 
     class CountingString(str):
         __slots__ = ()

@@ -145,7 +145,9 @@ def test_code_of_the_checkpoint_is_not_run(tmp_path: Path) -> None:
 def test_unsupported_decoder_is_named(tmp_path: Path) -> None:
     backend = Backend(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3}, "<unk>"))
     backend.decoder = decoders.WordPiece()
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json: the decoder step 'WordPiece'.*expected ByteLevel"):
+    with pytest.raises(
+        TokenizerError, match=r"tokenizer\.json: the decoder step 'WordPiece'.*expected ByteLevel"
+    ):
         Tokenizer.load(write_tokenizer(tmp_path / "wordpiece", backend))
 
 
