@@ -156,7 +156,10 @@ class EngineCore:
         sequence = generation.sequence
         if token_id in generation.stop_ids:
             return FinishReason.STOP
-        if self._scheduler.is_full(sequence) or sequence.num_generated_tokens >= sequence.request.sampling.max_tokens:
+        if (
+            self._scheduler.is_full(sequence)
+            or sequence.num_generated_tokens >= sequence.request.sampling.max_tokens
+        ):
             return FinishReason.LENGTH
         return None
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from engines.base import Engine, EngineInfo, EngineOptions, EngineStats
@@ -25,8 +27,11 @@ class CpuEngine(Engine):
         self._info: EngineInfo | None = None
         self._thread: EngineThread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._streams: dict[str, OutputStream] = {}
+        self._streams: dict[str, OutputStream] = {}  # by key, see generate
+        self._keys: dict[str, str] = {}  # request id -> key, of the requests in flight
+        self._serial = itertools.count()
         self._death: str | None = None
+        self._last_stats = EngineStats()
 
     async def start(self) -> None:
         """See Engine.start. Loads in a worker thread, so the event loop stays free."""
@@ -52,12 +57,16 @@ class CpuEngine(Engine):
         """See Engine.generate."""
         thread = self._alive_thread()
         check_request(request, self.info)
-        if request.request_id in self._streams:
+        if request.request_id in self._keys:
             raise InvalidRequest(f"request id {request.request_id!r} is already in use", param="request_id")
-        stream = self._streams[request.request_id] = OutputStream()
+        # Below this line a request has a key of its own: an id may be used again while the engine thread
+        # still has to hear that its first bearer was aborted.
+        key = f"{request.request_id}#{next(self._serial)}"
+        self._keys[request.request_id] = key
+        stream = self._streams[key] = OutputStream()
         finished = False
         try:
-            thread.submit(request)
+            thread.submit(replace(request, request_id=key))
             while not finished:
                 output = await stream.get()
                 finished = output.finish_reason is not None
@@ -66,25 +75,29 @@ class CpuEngine(Engine):
             finished = True
             raise
         finally:
-            del self._streams[request.request_id]
+            del self._keys[request.request_id], self._streams[key]
             if not finished:
-                thread.abort(request.request_id)
+                thread.abort(key)
 
     async def abort(self, request_id: str) -> None:
         """See Engine.abort."""
-        if self._thread is not None:
-            await asyncio.wrap_future(self._thread.abort(request_id))
+        key = self._keys.get(request_id)
+        if key is not None and self._thread is not None:
+            await asyncio.wrap_future(self._thread.abort(key))
 
     def stats(self) -> EngineStats:
         """See Engine.stats."""
-        return self._thread.stats() if self._thread is not None else EngineStats()
+        return self._thread.stats() if self._thread is not None else self._last_stats
 
     async def close(self) -> None:
         """See Engine.close."""
         if self._death is None:
             self._death = "the engine has been closed"
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.stop)
+        thread = self._thread
+        if thread is not None:
+            await asyncio.to_thread(thread.stop)
+            self._last_stats = thread.stats()
+            self._thread = None  # and with it the model's memory
         self._fail_streams()
 
     def _alive_thread(self) -> EngineThread:
@@ -112,8 +125,8 @@ class CpuEngine(Engine):
     # -- called in the event loop -------------------------------------------------------------------------
 
     def _dispatch(self, outputs: Sequence[StepOutput]) -> None:
-        for request_id, output in outputs:
-            stream = self._streams.get(request_id)
+        for key, output in outputs:
+            stream = self._streams.get(key)
             if stream is not None:
                 stream.put(output)
 

@@ -96,7 +96,7 @@ class EngineThread:
             _logger.exception("the engine thread died")
             self._died(error)
         finally:
-            self._release_aborts()
+            self._let_go()
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False when it is time to stop."""
@@ -131,10 +131,12 @@ class EngineThread:
             self._stats = stats
             self._num_submitted -= num_taken
 
-    def _release_aborts(self) -> None:
-        """Nobody may wait for a thread that is gone."""
+    def _let_go(self) -> None:
+        """The thread ends: nothing runs any more, and nobody may wait for it."""
         with self._wakeup:
             self._stopping = True
+            self._num_submitted = 0
+            self._stats = replace(self._stats, num_running=0, num_waiting=0, num_blocks_used=0)
             commands, self._commands = self._commands, deque()
         for command in commands:
             if isinstance(command, _Abort):

@@ -162,7 +162,7 @@ def build_linear(modules: Sequence[Fp4Tensors | DenseTensors], options: LinearOp
 def _build_fp4(modules: Sequence[Fp4Tensors], options: LinearOptions) -> Linear:
     first = modules[0]
     rounded = options.reference_numerics and first.rounds_to_bfloat16
-    shards = [(module.packed, module.scales, module.scale_table()) for module in modules]
+    shards = [kernels.Fp4Shard(module.packed, module.scales, module.scale_table()) for module in modules]
     weight = kernels.Fp4Weight(shards, first.group_size, round_to_bfloat16=rounded)
     quantizer = _quantizer(first, options)
     if quantizer is None:

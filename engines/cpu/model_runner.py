@@ -58,7 +58,8 @@ class ModelRunner:
         query_starts = [0]
         tables = [scheduled.sequence.block_table for scheduled in batch.scheduled]
         block_tables = np.zeros((len(tables), max(map(len, tables))), np.int32)
-        positions, slots, logits_rows = [], [], []
+        logits_rows: list[int] = []
+        positions, slots = [], []
         for index, scheduled in enumerate(batch.scheduled):
             start, end = scheduled.start, scheduled.start + scheduled.num_tokens
             token_ids.extend(scheduled.sequence.token_ids[start:end])

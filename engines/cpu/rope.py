@@ -13,9 +13,9 @@ from engines.checkpoint.rope_config import RopeConfig
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> NDArray[np.float32]:
     """Angular frequency of each pair of channels, float32 [head_dim / 2]."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = (np.float32(1.0) / np.power(np.float32(rope.theta), exponents)).astype(np.float32)
+    frequencies: NDArray[np.float32] = np.float32(1.0) / np.power(np.float32(rope.theta), exponents)
     if rope.kind == "linear":
-        return (frequencies / np.float32(rope.factor)).astype(np.float32)
+        frequencies /= np.float32(rope.factor)
     if rope.kind == "llama3":
         return _llama3_frequencies(frequencies, rope)
     return frequencies

@@ -26,7 +26,11 @@ class SequenceSampler:
     """
 
     def __init__(
-        self, params: SamplingParams, prompt_token_ids: Sequence[int], stop_ids: frozenset[int], vocab_size: int
+        self,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        stop_ids: frozenset[int],
+        vocab_size: int,
     ) -> None:
         self._params = params
         self._seed = secrets.randbits(63) if params.seed is None else params.seed % 2**63
@@ -70,7 +74,8 @@ class SequenceSampler:
         return self._num_generated < self._params.min_tokens and self._stop_ids.size > 0
 
     def _adjust(self, logits: Float32Array) -> Float32Array:
-        params, adjusted = self._params, logits.copy()
+        params = self._params
+        adjusted: Float32Array = logits.copy()
         counts, prompt_seen = self._generated_counts, self._prompt_seen
         if counts is not None and prompt_seen is not None:
             generated = counts > 0

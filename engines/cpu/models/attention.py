@@ -28,7 +28,9 @@ class RopeTables:
 class Attention:
     """One layer's attention: q, k and v in one product, the paged kernel, the output product."""
 
-    def __init__(self, config: ModelConfig, layer: int, qkv: Linear, output: Linear, rope: RopeTables) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, qkv: Linear, output: Linear, rope: RopeTables
+    ) -> None:
         self._num_heads = config.num_heads
         self._num_kv_heads = config.num_kv_heads
         self._head_dim = config.head_dim
