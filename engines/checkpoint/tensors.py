@@ -41,8 +41,8 @@ class Fp4Tensors:
     `format` is "mxfp4" or "nvfp4"; `convention` "compressed-tensors" or "modelopt".
     `packed` uint8 [N, K/2], low nibble = even column; `scales` uint8 [N, K/group_size], raw E8M0
     or E4M3 bytes; both are read-only views into the file. `global_scale` and `input_scale` are as stored: a
-    divisor in compressed-tensors, a multiplier in modelopt; None for MXFP4. For NVFP4, `input_scale` None although
-    `quantizes_activations` means that the file lacks it: activations cannot be quantised then.
+    divisor in compressed-tensors, a multiplier in modelopt; None for MXFP4. For NVFP4, `input_scale` None
+    although `quantizes_activations` means that the file lacks it: activations cannot be quantised then.
     `bias` float32 [N] or None.
     """
 

@@ -51,8 +51,9 @@ def absolute_maximum(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def multiply(codes: NDArray[np.uint8], multipliers: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Codes [..., K] times their block's multiplier [..., K/group] -> float32 [..., K]."""
-    num_blocks = multipliers.shape[-1]
-    values = e2m1.decode(codes).reshape(*codes.shape[:-1], num_blocks, -1)
-    values *= multipliers[..., None]
+    """Codes [..., K] times their block's multiplier [..., K/group] -> float32 [..., K], may be infinite."""
+    group_size = codes.shape[-1] // max(multipliers.shape[-1], 1)
+    values = e2m1.decode(codes).reshape(*multipliers.shape, group_size)
+    with np.errstate(over="ignore"):
+        values *= multipliers[..., None]
     return values.reshape(codes.shape)
