@@ -108,8 +108,8 @@ async def _run(job: _Job, *, as_json: bool) -> None:
         room = engine.info.max_model_len - len(token_ids)
         if room < max(job.sampling.max_tokens, 1):
             raise PromptTooLong(
-                f"the prompt has {len(token_ids)} tokens, {job.sampling.max_tokens or 'some'} are to follow, but "
-                f"the context holds {engine.info.max_model_len}; shorten the prompt or lower --max-tokens"
+                f"the prompt has {len(token_ids)} tokens, {job.sampling.max_tokens or 'some'} shall follow; "
+                f"the context holds {engine.info.max_model_len}. Shorten the prompt or lower --max-tokens"
             )
         request = TextRequest(
             request_id=uuid.uuid4().hex,

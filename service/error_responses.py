@@ -31,7 +31,11 @@ def report(error: BaseException, metrics: ServiceMetrics) -> ErrorReport:
 
 def error_response(error: BaseException, metrics: ServiceMetrics) -> Response:
     """The answer to a request that failed before anything was sent."""
-    described = report(error, metrics)
+    return report_response(report(error, metrics))
+
+
+def report_response(described: ErrorReport) -> Response:
+    """A described error as an answer."""
     return Response(
         orjson.dumps(described.body), described.status, described.headers, media_type="application/json"
     )
@@ -52,5 +56,15 @@ def install_error_handlers(app: FastAPI, metrics: ServiceMetrics) -> None:
     async def handle(request: Request, error: Exception) -> Response:
         return error_response(error, metrics)
 
-    for kind in (ServiceError, EngineError, ChatTemplateError, RequestValidationError, HTTPException):
+    async def handle_no_route(request: Request, error: Exception) -> Response:
+        place = f"{request.method} {request.url.path}; GET /openapi.json lists what there is"
+        headers = error.headers if isinstance(error, HTTPException) else None
+        if isinstance(error, HTTPException) and error.status_code == 404:
+            error = HTTPException(404, f"There is no {place}.", headers)
+        elif isinstance(error, HTTPException) and error.status_code == 405:
+            error = HTTPException(405, f"The path exists, but not {place}.", headers)
+        return error_response(error, metrics)
+
+    for kind in (ServiceError, EngineError, ChatTemplateError, RequestValidationError):
         app.add_exception_handler(kind, handle)
+    app.add_exception_handler(HTTPException, handle_no_route)

@@ -126,7 +126,7 @@ _KINDS: dict[type[BaseException], ErrorKind] = {
 
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
-# Names pydantic puts into an error's location for the members of a union; they are no part of the path.
+# Names pydantic puts into an error's location for the members of a union (others are no identifiers).
 _UNION_TAGS = frozenset({"str", "int", "float", "bool", "dict"})
 
 
@@ -172,7 +172,8 @@ def _message_and_param(error: BaseException, kind: ErrorKind) -> tuple[str, str 
         return _first_validation_error(error)
     if isinstance(error, HTTPException):
         return str(error.detail), None
-    return str(error), getattr(error, "param", None)
+    param = "messages" if isinstance(error, ChatTemplateError) else getattr(error, "param", None)
+    return str(error), param
 
 
 def _first_validation_error(error: RequestValidationError) -> tuple[str, str | None]:
@@ -193,6 +194,6 @@ def _path(location: tuple[int | str, ...]) -> str:
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part not in _UNION_TAGS and "[" not in part and "(" not in part:
+        elif part not in _UNION_TAGS and part.isidentifier():
             path += f".{part}" if path else part
     return path

@@ -6,6 +6,8 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from service.error_responses import report_response
+from service.errors import NotReady, describe
 from service.openapi import error_responses
 from service.protocol.service_info import Liveness, Readiness, VersionInfo
 from service.state import service_state
@@ -20,10 +22,16 @@ async def live() -> Liveness:
     return Liveness(status="live")
 
 
-@router.get("/health/ready", responses=error_responses(500, 503), operation_id="ready")
-async def ready(request: Request) -> Readiness:
+@router.get(
+    "/health/ready", response_model=Readiness, responses=error_responses(500, 503), operation_id="ready"
+)
+async def ready(request: Request) -> Readiness | Response:
     """200 while new requests are welcome; 503 while loading, draining, or after the engine has died."""
-    service_state(request).lifecycle.ensure_ready()
+    try:
+        service_state(request).lifecycle.ensure_ready()
+    except NotReady as error:
+        # Not counted among the rejected requests: a probe is none.
+        return report_response(describe(error))
     return Readiness(status="ready")
 
 
