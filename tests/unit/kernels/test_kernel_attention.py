@@ -1,0 +1,205 @@
+"""Paged attention: against the reference, and the same bits however a sequence is cut into steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engines.cpu import kernels, reference
+
+Float32Array = NDArray[np.float32]
+
+
+@dataclass
+class Cached:
+    """One sequence in a shuffled cache whose unused slots hold NaN."""
+
+    keys: NDArray[Any]
+    values: NDArray[Any]
+    block_table: NDArray[np.int32]
+    k: Float32Array
+    v: Float32Array
+    """What the cache holds of each position, as float32."""
+
+
+def fill_cache(
+    rng: np.random.Generator, length: int, kv_heads: int, head_dim: int, block_size: int, dtype: str
+) -> Cached:
+    num_blocks = -(-length // block_size) + 2
+    shape = (num_blocks, kv_heads, block_size, head_dim)
+    k = rng.standard_normal((length, kv_heads, head_dim)).astype(np.float32)
+    v = rng.standard_normal((length, kv_heads, head_dim)).astype(np.float32)
+    if dtype == "float32":
+        caches = [np.full(shape, np.nan, np.float32) for _ in range(2)]
+    else:
+        caches = [np.full(shape, 0x7FC0, np.uint16) for _ in range(2)]
+    block_table = rng.permutation(num_blocks).astype(np.int32)
+    positions = np.arange(length)
+    slots = block_table[positions // block_size].astype(np.int64) * block_size + positions % block_size
+    kernels.kv_write(k, v, slots, caches[0], caches[1])
+    if dtype == "bfloat16":
+        k, v = (a.astype(ml_dtypes.bfloat16).astype(np.float32) for a in (k, v))
+    return Cached(caches[0], caches[1], block_table, k, v)
+
+
+def attend(
+    cached: Cached, q: Float32Array, first: int, window: int = 0, *, length: int | None = None
+) -> Float32Array:
+    """Attention of rows `q` at positions from `first` on, as one sequence."""
+    out = np.full(q.shape, np.nan, np.float32)
+    context = first + q.shape[0] if length is None else length
+    kernels.paged_attention(
+        q, cached.keys, cached.values, cached.block_table[None], np.array([0, q.shape[0]], np.int32),
+        np.array([context], np.int32), q.shape[2] ** -0.5, window, out,
+    )  # fmt: skip
+    return out
+
+
+def bits(values: Float32Array) -> NDArray[np.uint32]:
+    return values.view(np.uint32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 2), (6, 2), (8, 1)])
+@pytest.mark.parametrize("head_dim", [32, 40, 64, 80, 128])
+def test_matches_the_reference(
+    isa: str, rng: np.random.Generator, head_dim: int, heads: int, kv_heads: int, dtype: str
+) -> None:
+    cached = fill_cache(rng, 41, kv_heads, head_dim, 16, dtype)
+    q = rng.standard_normal((19, heads, head_dim)).astype(np.float32)
+    got = attend(cached, q, 22)
+    want = reference.attention(q, cached.k, cached.v, 22, head_dim**-0.5, 0)
+    np.testing.assert_allclose(got, want, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 16, 17, 40, 1000])
+@pytest.mark.parametrize("block_size", [1, 4, 16, 24, 256])
+def test_sliding_window(isa: str, rng: np.random.Generator, block_size: int, window: int) -> None:
+    cached = fill_cache(rng, 53, 2, 32, block_size, "float32")
+    q = rng.standard_normal((53, 4, 32)).astype(np.float32)
+    want = reference.attention(q, cached.k, cached.v, 0, 32**-0.5, window)
+    np.testing.assert_allclose(attend(cached, q, 0, window), want, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("window", [0, 19])
+@pytest.mark.parametrize("block_size", [4, 16, 24])
+def test_any_cut_into_steps_gives_the_same_bits(
+    isa: str, rng: np.random.Generator, block_size: int, window: int, dtype: str
+) -> None:
+    """Whole prefill, one row at a time (decode), and uneven chunks (chunked prefill, reused prefix)."""
+    cached = fill_cache(rng, 61, 2, 64, block_size, dtype)
+    q = rng.standard_normal((61, 6, 64)).astype(np.float32)
+    whole = attend(cached, q, 0, window)
+    for cuts in (list(range(62)), [0, 3, 20, 21, 60, 61], [0, 32, 61]):
+        parts = [attend(cached, np.ascontiguousarray(q[a:b]), a, window) for a, b in pairwise(cuts)]
+        np.testing.assert_array_equal(bits(np.concatenate(parts)), bits(whole))
+
+
+def test_a_sequence_in_a_batch_has_the_bits_it_has_alone(isa: str, rng: np.random.Generator) -> None:
+    lengths, news = [37, 5, 90], [1, 5, 20]
+    cached = fill_cache(rng, 256, 2, 64, 16, "float32")
+    tables = np.stack([np.roll(cached.block_table, shift)[:8] for shift in (0, 3, 7)]).copy()
+    keys, values = (np.where(np.isnan(a), np.float32(0.5), a) for a in (cached.keys, cached.values))
+    q = rng.standard_normal((sum(news), 4, 64)).astype(np.float32)
+    starts = np.concatenate([[0], np.cumsum(news)]).astype(np.int32)
+    out = np.empty_like(q)
+    kernels.paged_attention(q, keys, values, tables, starts, np.array(lengths, np.int32), 0.125, 0, out)
+    for i, (length, new) in enumerate(zip(lengths, news, strict=True)):
+        rows = np.ascontiguousarray(q[starts[i] : starts[i + 1]])
+        alone = Cached(keys, values, tables[i], keys, values)
+        np.testing.assert_array_equal(
+            bits(attend(alone, rows, length - new)), bits(out[starts[i] : starts[i + 1]])
+        )
+
+
+def test_far_apart_scores_do_not_overflow(isa: str, rng: np.random.Generator) -> None:
+    cached = fill_cache(rng, 40, 1, 32, 16, "float32")
+    q = (1e4 * rng.standard_normal((40, 2, 32))).astype(np.float32)
+    want = reference.attention(q, cached.k, cached.v, 0, 32**-0.5, 0)
+    np.testing.assert_allclose(attend(cached, q, 0), want, rtol=0, atol=2e-2)
+
+
+def test_bfloat16_cache_rounds_to_nearest_even(isa: str) -> None:
+    values = np.array(
+        [1.0, 1.00390625, 1.01171875, -1.00390625, np.inf, -0.0, 3.4e38, np.nan] * 4, np.float32
+    )
+    k = values.reshape(1, 1, 32)
+    caches = [np.zeros((2, 1, 4, 32), np.uint16) for _ in range(2)]
+    kernels.kv_write(k, -k, np.array([6], np.int64), caches[0], caches[1])
+    want = values.astype(ml_dtypes.bfloat16)
+    stored = caches[0][1, 0, 2].view(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(stored, want.astype(np.float32))
+    np.testing.assert_array_equal(
+        caches[1][1, 0, 2].view(ml_dtypes.bfloat16).astype(np.float32), -want.astype(np.float32)
+    )
+    caches[0][1, 0, 2] = 0
+    assert not caches[0].any()
+
+
+def batch_arguments(rng: np.random.Generator) -> dict[str, Any]:
+    cached = fill_cache(rng, 40, 2, 32, 16, "float32")
+    q = rng.standard_normal((3, 4, 32)).astype(np.float32)
+    return {
+        "q": q,
+        "k_cache": cached.keys,
+        "v_cache": cached.values,
+        "block_tables": cached.block_table[None].copy(),
+        "query_starts": np.array([0, 3], np.int32),
+        "context_lens": np.array([40], np.int32),
+        "scale": 1.0,
+        "sliding_window": 0,
+        "out": np.zeros_like(q),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a["block_tables"].__setitem__((0, 1), 5), r"block_tables\[0\]\[1\] is 5"),
+        (lambda a: a["block_tables"].__setitem__((0, 2), -1), r"block_tables\[0\]\[2\] is -1"),
+        (lambda a: a["context_lens"].__setitem__(0, 81), r"context_lens\[0\] is 81"),
+        (lambda a: a["context_lens"].__setitem__(0, 2), r"context_lens\[0\] is 2"),
+        (lambda a: a["query_starts"].__setitem__(1, 2), "query_starts must begin"),
+        (lambda a: a["query_starts"].__setitem__(0, 1), "query_starts must begin"),
+        (lambda a: a.update(sliding_window=-1), "sliding_window"),
+        (
+            lambda a: a.update(q=a["q"][:, :3].copy(), out=a["out"][:, :3].copy()),
+            "num_heads must be a multiple",
+        ),
+        (lambda a: a.update(out=a["out"][:2]), "out must have shape"),
+        (lambda a: a.update(v_cache=a["v_cache"][:2]), "v_cache must have shape"),
+    ],
+)
+def test_bad_arguments_are_refused(rng: np.random.Generator, change: Any, message: str) -> None:
+    arguments = batch_arguments(rng)
+    change(arguments)
+    with pytest.raises(ValueError, match=message):
+        kernels.paged_attention(**arguments)
+    assert not arguments["out"].any()
+
+
+def test_blocks_behind_the_sliding_window_may_be_gone(isa: str, rng: np.random.Generator) -> None:
+    arguments = batch_arguments(rng)
+    arguments["sliding_window"] = 5
+    kernels.paged_attention(**arguments)
+    want = arguments["out"].copy()
+    arguments["block_tables"][0, :2] = -1
+    kernels.paged_attention(**arguments)
+    np.testing.assert_array_equal(arguments["out"], want)
+
+
+@pytest.mark.parametrize("slot", [-1, 8])
+def test_a_slot_outside_the_cache_is_refused_before_anything_is_written(slot: int) -> None:
+    caches = [np.zeros((2, 1, 4, 32), np.float32) for _ in range(2)]
+    k = np.ones((2, 1, 32), np.float32)
+    with pytest.raises(ValueError, match=rf"slots\[1\] is {slot}, expected 0 <= value < 8"):
+        kernels.kv_write(k, k, np.array([0, slot], np.int64), caches[0], caches[1])
+    assert not caches[0].any()
+    assert not caches[1].any()

@@ -1,0 +1,176 @@
+"""FP4 linear layers: against the reference, across instruction sets, alone and in a batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engines.cpu import kernels, reference
+from engines.fp4 import e8m0, mxfp4, nvfp4
+
+CT_TABLE = nvfp4.scale_table("compressed-tensors", 937.0)
+SHAPES = [
+    (1, 1, 32),
+    (2, 16, 64),
+    (3, 17, 96),
+    (5, 47, 160),
+    (8, 64, 256),
+    (9, 100, 32),
+    (31, 33, 352),
+    (67, 80, 288),
+]
+
+
+def random_shard(
+    rng: np.random.Generator, num_rows: int, num_columns: int, group_size: int
+) -> kernels.Fp4Shard:
+    packed = rng.integers(0, 256, (num_rows, num_columns // 2), np.uint8)
+    shape = (num_rows, num_columns // group_size)
+    if group_size == 32:
+        return kernels.Fp4Shard(packed, rng.integers(110, 130, shape, np.uint8), mxfp4.scale_table())
+    return kernels.Fp4Shard(packed, rng.integers(0, 127, shape, np.uint8), CT_TABLE)
+
+
+def random_activations(
+    rng: np.random.Generator, num_rows: int, num_columns: int, group_size: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    grid = np.array([0, 1, 2, 3, 4, 6, 8, 12, -1, -2, -3, -4, -6, -8, -12], np.int8)
+    codes = grid[rng.integers(0, grid.size, (num_rows, num_columns))]
+    return codes, rng.lognormal(0, 3, (num_rows, num_columns // group_size)).astype(np.float32)
+
+
+def w4a4(
+    codes: NDArray[np.int8], scales: NDArray[np.float32], weight: kernels.Fp4Weight
+) -> NDArray[np.float32]:
+    out = np.full((codes.shape[0], weight.num_rows), np.nan, np.float32)
+    kernels.fp4_linear_w4a4(codes, scales, weight, out)
+    return out
+
+
+def f32(x: NDArray[np.float32], weight: kernels.Fp4Weight) -> NDArray[np.float32]:
+    out = np.full((x.shape[0], weight.num_rows), np.nan, np.float32)
+    kernels.fp4_linear_f32(x, weight, out)
+    return out
+
+
+@pytest.mark.parametrize("group_size", [16, 32])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_w4a4_gives_the_bits_of_the_reference(
+    isa: str, rng: np.random.Generator, shape: tuple[int, int, int], group_size: int
+) -> None:
+    num_rows, num_outputs, num_columns = shape
+    shard = random_shard(rng, num_outputs, num_columns, group_size)
+    codes, scales = random_activations(rng, num_rows, num_columns, group_size)
+    got = w4a4(codes, scales, kernels.Fp4Weight([shard], group_size))
+    want = reference.fp4_linear_w4a4(codes, scales, [shard], group_size)
+    np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+@pytest.mark.parametrize("group_size", [16, 32])
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_f32_matches_the_decoded_weight(
+    isa: str, rng: np.random.Generator, shape: tuple[int, int, int], group_size: int, rounded: bool
+) -> None:
+    num_rows, num_outputs, num_columns = shape
+    shard = random_shard(rng, num_outputs, num_columns, group_size)
+    x = rng.standard_normal((num_rows, num_columns)).astype(np.float32)
+    decoded = reference.decode_weight([shard], group_size, rounded)
+    got = f32(x, kernels.Fp4Weight([shard], group_size, rounded))
+    magnitude = reference.linear(np.abs(x), np.abs(decoded))
+    assert (np.abs(got - reference.linear(x, decoded)) <= 2e-6 * magnitude + 1e-30).all()
+
+
+@pytest.mark.parametrize("group_size", [16, 32])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_f32_uses_exactly_the_decoded_values(
+    isa: str, rng: np.random.Generator, group_size: int, rounded: bool
+) -> None:
+    """A unit vector as input picks one column: no sum is left to hide a wrong value."""
+    shard = random_shard(rng, 50, 96, group_size)
+    decoded = reference.decode_weight([shard], group_size, rounded)
+    got = f32(np.eye(96, dtype=np.float32), kernels.Fp4Weight([shard], group_size, rounded))
+    np.testing.assert_array_equal(got, decoded.T)
+
+
+@pytest.mark.parametrize("group_size", [16, 32])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_decode_returns_the_checkpoint_values(
+    rng: np.random.Generator, group_size: int, rounded: bool
+) -> None:
+    shards = [random_shard(rng, rows, 160, group_size) for rows in (5, 16, 33)]
+    weight = kernels.Fp4Weight(shards, group_size, rounded)
+    assert (weight.num_rows, weight.num_columns, weight.group_size) == (54, 160, group_size)
+    assert weight.shard_rows == [5, 16, 33]
+    assert weight.round_to_bfloat16 is rounded
+    np.testing.assert_array_equal(weight.decode(), reference.decode_weight(shards, group_size, rounded))
+
+
+def test_shards_stand_side_by_side_with_their_own_scale_tables(isa: str, rng: np.random.Generator) -> None:
+    tables = [nvfp4.scale_table("compressed-tensors", divisor) for divisor in (100.0, 250.0, 3.0)]
+    shards = [
+        random_shard(rng, rows, 64, 16)._replace(scale_table=table)
+        for rows, table in zip((5, 40, 16), tables, strict=True)
+    ]
+    codes, scales = random_activations(rng, 11, 64, 16)
+    got = w4a4(codes, scales, kernels.Fp4Weight(shards, 16))
+    for shard, columns in zip(shards, np.split(got, [5, 45], axis=1), strict=True):
+        np.testing.assert_array_equal(columns, reference.fp4_linear_w4a4(codes, scales, [shard], 16))
+
+
+@pytest.mark.parametrize("w_byte", [0, 1, 127, 253, 254])
+@pytest.mark.parametrize("a_byte", [0, 1, 127, 253])
+def test_extreme_scales_for_every_pair_of_codes(isa: str, w_byte: int, a_byte: int) -> None:
+    """256 outputs hold every byte in one place of the block; a zero sum stays 0 under any pair of scales."""
+    packed = np.zeros((256, 16), np.uint8)
+    packed[:, 5] = np.arange(256)
+    shard = kernels.Fp4Shard(packed, np.full((256, 1), w_byte, np.uint8), mxfp4.scale_table())
+    grid = np.array([0, 1, 2, 3, 4, 6, 8, 12, -1, -2, -3, -4, -6, -8, -12], np.int8)
+    codes = np.zeros((grid.size, 32), np.int8)
+    codes[:, 10] = grid
+    scales = np.full((grid.size, 1), e8m0.VALUES[a_byte], np.float32)
+    got = w4a4(codes, scales, kernels.Fp4Weight([shard], 32))
+    want = reference.fp4_linear_w4a4(codes, scales, [shard], 32)
+    np.testing.assert_array_equal(got, want)
+    assert not np.isnan(got).any()
+    assert (got[0] == 0).all()
+    if w_byte == 253 and a_byte == 0:
+        assert got[7, 7] == np.float32(36.0 * 2.0**-1)
+
+
+def test_largest_block_sums_do_not_saturate(isa: str) -> None:
+    for group_size in (16, 32):
+        for byte, value in ((0x77, 6.0), (0xFF, -6.0)):
+            packed = np.full((16, group_size), byte, np.uint8)
+            shard = kernels.Fp4Shard(packed, np.zeros((16, 2), np.uint8), np.ones(256, np.float32))
+            for code in (12, -12):
+                codes = np.full((3, 2 * group_size), code, np.int8)
+                got = w4a4(codes, np.ones((3, 2), np.float32), kernels.Fp4Weight([shard], group_size))
+                assert (got == value * code / 2 * 2 * group_size).all()
+
+
+def test_not_a_number_scale_makes_its_row_nan_and_no_other(isa: str, rng: np.random.Generator) -> None:
+    shard = random_shard(rng, 20, 64, 32)
+    codes, scales = random_activations(rng, 5, 64, 32)
+    clean = w4a4(codes, scales, kernels.Fp4Weight([shard], 32))
+    scales[2, 1] = np.nan
+    codes[2, 32:] = 0
+    got = w4a4(codes, scales, kernels.Fp4Weight([shard], 32))
+    assert np.isnan(got[2]).all()
+    np.testing.assert_array_equal(np.delete(got, 2, 0), np.delete(clean, 2, 0))
+
+
+@pytest.mark.parametrize("group_size", [16, 32])
+def test_a_row_alone_has_the_bits_it_has_in_a_batch(
+    isa: str, rng: np.random.Generator, group_size: int
+) -> None:
+    weight = kernels.Fp4Weight([random_shard(rng, 37, 352, group_size)], group_size)
+    rounded = kernels.Fp4Weight([random_shard(rng, 37, 352, group_size)], group_size, True)
+    codes, scales = random_activations(rng, 67, 352, group_size)
+    x = rng.standard_normal((67, 352)).astype(np.float32)
+    batch = w4a4(codes, scales, weight), f32(x, weight), f32(x, rounded)
+    for rows in (slice(0, 1), slice(7, 10), slice(60, 67), slice(1, 66)):
+        np.testing.assert_array_equal(w4a4(codes[rows], scales[rows], weight), batch[0][rows])
+        np.testing.assert_array_equal(f32(x[rows], weight), batch[1][rows])
+        np.testing.assert_array_equal(f32(x[rows], rounded), batch[2][rows])
