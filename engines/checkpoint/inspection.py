@@ -125,20 +125,27 @@ def _ignored_modules(modules: tuple[Fp4Tensors | DenseTensors, ...]) -> tuple[st
 
 
 def _warnings(checkpoint: Checkpoint) -> Iterator[str]:
-    for names in _fused_groups(checkpoint.config):
-        modules = [checkpoint.linear(name) for name in names]
-        scales = {module.global_scale for module in modules if isinstance(module, Fp4Tensors)}
-        if len(scales) > 1:
-            yield (
-                f"{', '.join(module.name for module in modules)} have unequal global scales; the cpu engine "
-                "keeps them apart, servers that fuse these layers compute a wrong model"
-            )
-    for module in checkpoint.modules():
-        if _lacks_input_scale(module):
-            yield f"{module.name} has no input scale; serve with --activations bf16"
+    unequal = [names for names in _fused_groups(checkpoint.config) if _has_unequal_scales(checkpoint, names)]
+    if unequal:
+        yield (
+            f"{len(unequal)} groups of layers that share an input have unequal global scales (the first: "
+            f"{', '.join(unequal[0])}); the cpu engine keeps them apart, but servers that fuse such layers "
+            "compute a wrong model"
+        )
+    lacking = [module.name for module in checkpoint.modules() if _lacks_input_scale(module)]
+    if lacking:
+        yield (
+            f"{len(lacking)} layers have no input scale (the first: {lacking[0]}); "
+            "serve with --activations bf16"
+        )
     kv_cache = checkpoint.quantization.kv_cache if checkpoint.quantization else None
     if kv_cache is not None:
         yield f"calibrated for a KV cache in {kv_cache}; the cpu engine does not quantise its KV cache"
+
+
+def _has_unequal_scales(checkpoint: Checkpoint, names: tuple[str, ...]) -> bool:
+    modules = [checkpoint.linear(name) for name in names]
+    return len({module.global_scale for module in modules if isinstance(module, Fp4Tensors)}) > 1
 
 
 def _fused_groups(config: ModelConfig) -> Iterator[tuple[str, ...]]:

@@ -77,7 +77,7 @@ def _compile(expression: str) -> re.Pattern[str]:
         return re.compile(expression)
     except (re.error, OverflowError, RecursionError) as error:
         raise MalformedCheckpoint(
-            f"quantization_config: {expression!r:.100} is no regular expression: {error}"
+            f"quantization_config: {expression!r:.100} is no regular expression: {str(error)!r}"
         ) from None
 
 
@@ -87,7 +87,9 @@ def _compile_wildcard(wildcard: str) -> re.Pattern[str]:
     try:
         return re.compile(translate(wildcard))
     except re.error as error:
-        raise MalformedCheckpoint(f"quantization_config: {wildcard!r:.100} is no wildcard: {error}") from None
+        raise MalformedCheckpoint(
+            f"quantization_config: {wildcard!r:.100} is no wildcard: {str(error)!r}"
+        ) from None
 
 
 def _could_explode(expression: str) -> bool:

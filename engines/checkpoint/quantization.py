@@ -16,6 +16,7 @@ HF_QUANT_CONFIG = "hf_quant_config.json"
 GROUP_SIZES = {"mxfp4": 32, "nvfp4": 16}
 _CT_FORMATS = {"mxfp4-pack-quantized": "mxfp4", "nvfp4-pack-quantized": "nvfp4"}
 _MAX_PATTERNS = 100_000
+_MAX_PRODUCER_LENGTH = 100
 
 
 class Layout(str, Enum):
@@ -103,7 +104,6 @@ def _parse_compressed_tensors(path: Path, section: Mapping[str, Any]) -> Quantiz
     sparsity = section.get("sparsity_config")
     if isinstance(sparsity, dict) and sparsity.get("format") not in (None, "dense"):
         raise UnsupportedCheckpoint(f"{path}: sparse format {sparsity['format']!r:.100} is not supported")
-    version = section.get("version")
     return Quantization(
         convention="compressed-tensors",
         groups=tuple(
@@ -111,7 +111,7 @@ def _parse_compressed_tensors(path: Path, section: Mapping[str, Any]) -> Quantiz
         ),
         ignore=_patterns(path, "ignore", section.get("ignore") or []),
         kv_cache=_kv_cache_scheme(section.get("kv_cache_scheme")),
-        producer=f"compressed-tensors {version}" if isinstance(version, str) else "compressed-tensors",
+        producer=_with_version("compressed-tensors", section.get("version")),
     )
 
 
@@ -180,8 +180,16 @@ def _parse_modelopt(path: Path, document: Mapping[str, Any]) -> Quantization:
 def _producer(producer: object) -> str:
     if not isinstance(producer, dict) or not isinstance(producer.get("name"), str):
         return "modelopt"
-    version = producer.get("version")
-    return f"{producer['name']} {version}" if isinstance(version, str) else producer["name"]
+    return _with_version(producer["name"], producer.get("version"))
+
+
+def _with_version(name: str, version: object) -> str:
+    text = f"{name} {version}" if isinstance(version, str) else name
+    return (
+        text
+        if text.isprintable() and len(text) <= _MAX_PRODUCER_LENGTH
+        else ascii(text)[:_MAX_PRODUCER_LENGTH]
+    )
 
 
 def _kv_cache_scheme(scheme: object) -> str | None:
