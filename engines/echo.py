@@ -125,7 +125,6 @@ class EchoEngine(Engine):
     async def close(self) -> None:
         """See `Engine.close`."""
         self._closed = True
-        self._waiting.clear()
         for stream in list(self._streams.values()):
             stream.error = EngineDead("the echo engine was closed while the request was running")
             self._leave(stream)
@@ -193,7 +192,7 @@ def _outputs(request: GenerationRequest, info: EngineInfo) -> Iterator[TokenOutp
     stop_ids = _stop_ids(request, info)
     for num_generated, token_id in enumerate(islice(_tokens(request, info), max_tokens), 1):
         reason = None
-        if token_id in stop_ids and num_generated > sampling.min_tokens:
+        if token_id in stop_ids:
             reason = FinishReason.STOP
         elif num_generated == max_tokens:
             reason = FinishReason.LENGTH

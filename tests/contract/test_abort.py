@@ -82,11 +82,29 @@ async def test_abort_reaches_a_request_that_waits(start_engine: StartEngine) -> 
     waiting = asyncio.create_task(collect(engine, request))
     await wait_until(lambda: engine.stats().num_waiting == 1)
     await engine.abort(request.request_id)
-    assert engine.stats().num_waiting == 0
+    stats = engine.stats()
+    assert stats.num_waiting == 0
+    assert stats.num_prompt_tokens_total == 8  # those of the running one
     outputs = await waiting
     assert joined(outputs) == []
     assert outputs[-1].finish_reason is FinishReason.ABORT
     await running.aclose()
+
+
+async def test_abort_of_one_that_waits_lets_no_other_run(start_engine: StartEngine) -> None:
+    engine = await start_engine(max_num_seqs=1)
+    running = engine.generate(long_request(engine))
+    await first_output(running)
+    before = asyncio.create_task(generate_ids(engine, make_request()))
+    await wait_until(lambda: engine.stats().num_waiting == 1)
+    request = make_request()
+    behind = asyncio.create_task(collect(engine, request))
+    await wait_until(lambda: engine.stats().num_waiting == 2)
+    await engine.abort(request.request_id)
+    assert gauges(engine.stats())[:2] == (1, 1)
+    assert (await behind)[-1].finish_reason is FinishReason.ABORT
+    await running.aclose()
+    assert len(await before) == 8
 
 
 async def test_cancelling_a_request_that_waits_leaves_the_queue_intact(start_engine: StartEngine) -> None:
@@ -139,6 +157,14 @@ async def test_an_id_can_be_used_again_at_once(engine: Engine, ending: str) -> N
         outputs = await collect(engine, make_request(max_tokens=30, request_id="again"))
         assert outputs[-1].finish_reason is FinishReason.LENGTH
         assert joined(outputs) == expected
+
+
+async def test_the_last_output_leaves_nothing_behind_even_if_the_stream_stays_open(engine: Engine) -> None:
+    stream = engine.generate(make_request())
+    while (await first_output(stream)).finish_reason is None:
+        pass
+    await wait_until_idle(engine)
+    await stream.aclose()
 
 
 async def test_a_stream_that_is_never_read_starts_nothing(engine: Engine) -> None:

@@ -91,6 +91,14 @@ async def test_prompt_entries_are_the_same_the_second_time(engine: Engine) -> No
     assert first == second
 
 
+async def test_a_prompt_that_fills_the_context_can_be_scored(engine: Engine) -> None:
+    prompt = make_prompt(engine.info.max_model_len)
+    outputs = await collect(engine, make_request(prompt, max_tokens=0, num_prompt_logprobs=0))
+    assert joined(outputs) == []
+    assert outputs[0].prompt_logprobs is not None
+    assert len(outputs[0].prompt_logprobs) == len(prompt)
+
+
 async def test_a_prompt_can_be_scored_without_generating(engine: Engine) -> None:
     prompt = make_prompt(40)
     scored = await collect(engine, make_request(prompt, max_tokens=0, num_prompt_logprobs=1))
