@@ -144,12 +144,12 @@ def run_server(settings: ServiceSettings) -> None:
     from service.server import DrainingServer, bind
 
     check_checkpoint(settings)
-    configure_logs(settings.log_level, settings.log_format)
     web_app = create_app(settings, lambda: create_engine(settings.engine, settings.engine_options()))
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:
         raise StartFailure(f"cannot listen on {settings.host}:{settings.port}: {error}") from error
+    configure_logs(settings.log_level, settings.log_format)
     log_settings(settings, listener.getsockname()[1])
     server = DrainingServer(web_app, settings)
     server.run(sockets=[listener])

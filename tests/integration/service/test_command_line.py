@@ -1,0 +1,101 @@
+"""The `nybble` command in this process: mistakes, and `generate`."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from service.cli import main
+
+CHECKPOINT = str(Path(__file__).parents[2] / "golden" / "mistral-mxfp4-ct")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run of the command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr("sys.argv", ["nybble", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capfdbinary.readouterr()
+        assert isinstance(caught.value.code, int)
+        return Result(caught.value.code, out.decode(), err.decode())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (("serve", "/nonexistent"), 1, "not a folder"),
+        (("serve", CHECKPOINT, "--engine", "warp"), 1, "expected one of: auto, cpu"),
+        (("serve", CHECKPOINT, "--activations", "fp2"), 1, "activations"),
+        (("serve", CHECKPOINT, "--kv-cache-memory", "lots"), 1, "kv_cache_memory_bytes"),
+        (("serve", CHECKPOINT, "--port", "70000"), 1, "port"),
+        (("serve", CHECKPOINT, "--api-key-file", "/nonexistent"), 1, "API key file"),
+        (("serve", CHECKPOINT, "--no-such-option"), 2, "--no-such-option"),
+        (("serve",), 2, "DIR"),
+        (("generate", CHECKPOINT), 2, "--prompt"),
+        (("generate", CHECKPOINT, "--prompt", "a", "--chat", "b"), 2, "--prompt"),
+        (("generate", CHECKPOINT, "--prompt", "a", "--stop", ""), 2, "--stop"),
+        (("generate", CHECKPOINT, "--prompt", "a", "--kv-cache-memory", "lots"), 2, "lots"),
+        (("generate", CHECKPOINT, "--prompt", "a", "--engine", "warp"), 1, "unknown engine"),
+        (("generate", CHECKPOINT, "--engine", "echo", "--prompt", "a " * 2000), 1, "context holds"),
+        (("generate", "/nonexistent", "--prompt", "a"), 2, "not a folder"),
+    ],
+)
+def test_mistakes_are_explained_in_one_line(
+    run: Callable[..., Result], arguments: tuple[str, ...], status: int, text: str
+) -> None:
+    result = run(*arguments)
+    assert result.status == status
+    assert result.err.startswith("error: ")
+    assert text in result.err
+    assert result.err.count("\n") == 1
+    assert result.out == ""
+
+
+def test_a_port_that_is_taken(run: Callable[..., Result]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = run("serve", CHECKPOINT, "--engine", "echo", "--port", port)
+    assert result.status == 1
+    assert result.err.startswith(f"error: cannot listen on 127.0.0.1:{port}")
+
+
+def test_version(run: Callable[..., Result]) -> None:
+    result = run("--version")
+    assert result.status == 0
+    assert result.out.strip()
+
+
+def test_inspect_is_there(run: Callable[..., Result]) -> None:
+    assert run("inspect", CHECKPOINT).status == 0
+
+
+def test_generate_writes_the_answer(run: Callable[..., Result]) -> None:
+    result = run("generate", CHECKPOINT, "--engine", "echo", "--prompt", "héllo", "--max-tokens", "200")
+    assert result.status == 0, result.err
+    assert result.out == "héllo\n"
+
+
+def test_generate_json(run: Callable[..., Result]) -> None:
+    options = ("--engine", "echo", "--chat", "hello", "--max-tokens", "5", "--json")
+    result = run("generate", CHECKPOINT, *options)
+    assert result.status == 0, result.err
+    answer = json.loads(result.out)
+    assert answer["finish_reason"] == "length"
+    assert answer["num_generated_tokens"] == len(answer["token_ids"]) == 5
