@@ -1,4 +1,4 @@
-"""The CPU engine's logits against those of the libraries that own the formats (see tests/golden/README.md)."""
+"""The CPU engine's logits against those of the libraries that own the formats."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from tests.support.core_logits import all_logits
-
-CHECKPOINTS = ["mistral-mxfp4-ct", "mistral-nvfp4-ct", "mixtral-nvfp4-modelopt", "mixtral-nvfp4-modelopt041"]
+from tests.support.golden import CHECKPOINTS, read_reference
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -19,7 +17,7 @@ CHECKPOINTS = ["mistral-mxfp4-ct", "mistral-nvfp4-ct", "mixtral-nvfp4-modelopt",
 def test_reference_numerics_match_the_library(
     golden: Path, name: str, activations: str, key: str, chunk: int
 ) -> None:
-    reference = load_file(golden / name / "reference.safetensors")
+    reference = read_reference(golden / name)
     expected = reference[f"logits_{key}_f32"][0]
     token_ids = reference["input_ids"][0].tolist()
     logits = all_logits(golden / name, token_ids, activations=activations, numerics="reference", chunk=chunk)
@@ -31,7 +29,7 @@ def test_reference_numerics_match_the_library(
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_missing_activation_quantisation_would_show(golden: Path, name: str) -> None:
-    reference = load_file(golden / name / "reference.safetensors")
+    reference = read_reference(golden / name)
     token_ids = reference["input_ids"][0].tolist()
     logits = all_logits(golden / name, token_ids, activations="bf16", numerics="reference", chunk=48)
     assert np.abs(logits - reference["logits_w4a4_f32"][0]).max(axis=-1).min() > 0.5

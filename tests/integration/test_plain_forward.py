@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from tests.support.core_logits import all_logits
+from tests.support.golden import read_reference
 from tests.support.plain_forward import PlainModel
 from tests.support.random_checkpoint import RandomCheckpoint
 
@@ -79,7 +79,7 @@ def test_reference_numerics_equal_the_plain_forward(tmp_path: Path, name: str, a
 
 @pytest.mark.parametrize("name", ["mistral-mxfp4-ct", "mixtral-nvfp4-modelopt"])
 def test_the_plain_forward_itself_matches_the_golden_logits(golden: Path, name: str) -> None:
-    reference = load_file(golden / name / "reference.safetensors")
+    reference = read_reference(golden / name)
     logits = PlainModel(golden / name).logits(reference["input_ids"][0].tolist())
     stable = reference["jitter_maxdiff_f32"] < 1e-3
     assert np.abs(logits - reference["logits_w4a4_f32"][0]).max(axis=-1)[stable].max() < 1e-3
