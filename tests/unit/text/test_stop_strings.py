@@ -49,6 +49,7 @@ def divisions(text: str) -> list[list[str]]:
         ("hello STOP x", ["STOP"]),
         ("ab\n\ncd\n\ne", ["\n\n"]),
         ("aabaabaac", ["aabaac"]),
+        ("aabaaabaaac", ["aabaaac"]),
         ("xabcdy", ["abcd", "bc"]),
         ("xabcdy", ["bcd", "abcd"]),
         ("xabcy", ["ab", "abc"]),
