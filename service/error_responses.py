@@ -14,7 +14,7 @@ from starlette.types import Send
 
 from engines.errors import EngineError
 from service.chat_template import ChatTemplateError
-from service.errors import ErrorReport, ServiceError, describe
+from service.errors import ClientDisconnected, ErrorReport, ServiceError, describe
 from service.metrics import ServiceMetrics
 
 log = logging.getLogger("nybble.errors")
@@ -23,7 +23,8 @@ log = logging.getLogger("nybble.errors")
 def report(error: BaseException, metrics: ServiceMetrics) -> ErrorReport:
     """Describe an error for the client, count it, and write to the log what the client is not told."""
     described = describe(error)
-    metrics.rejected.labels(described.label).inc()
+    if not isinstance(error, ClientDisconnected):  # that was no refusal; it has a counter of its own
+        metrics.rejected.labels(described.label).inc()
     if described.status == 500:
         log.error("unexpected %s", type(error).__name__, exc_info=error)
     return described

@@ -13,7 +13,7 @@ from service.protocol.completions import CompletionRequest
 from service.state import LoadedModel
 
 # No vocabulary has tokens that stand for more characters than this on average over a whole prompt.
-_MAX_CHARACTERS_PER_TOKEN = 64
+_MAX_CHARACTERS_PER_TOKEN = 256
 
 
 @dataclass(frozen=True, slots=True)

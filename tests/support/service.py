@@ -35,6 +35,7 @@ class RunningServer:
     state: ServiceState
     engine: EchoEngine
     server: DrainingServer
+    thread: threading.Thread
 
     def client(self, api_key: str = "none", *, strict: bool = True) -> openai.OpenAI:
         return openai.OpenAI(
@@ -103,7 +104,7 @@ def run_server(
             wait_until(
                 lambda: client.get("/health/ready").status_code == 200, seconds=30, what="server is ready"
             )
-        yield RunningServer(url, app, app.state.service, engine, server)
+        yield RunningServer(url, app, app.state.service, engine, server, thread)
     finally:
         server.handle_exit(signal.SIGTERM, None)
         thread.join(timeout=20)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
-from tests.support.service import RunningServer, open_settings, run_server
+from engines.base import Engine
+from service.app import create_app
+from tests.support.service import RunningServer, open_settings, run_server, wait_until
 
 
 def test_models(client: openai.OpenAI) -> None:
@@ -30,6 +33,38 @@ def test_probes_and_version(http: httpx.Client) -> None:
     assert http.get("/health/live").json() == {"status": "live"}
     assert http.get("/health/ready").json() == {"status": "ready"}
     assert set(http.get("/version").json()) == {"version"}
+
+
+async def test_before_the_model_is_loaded(checkpoint: Path) -> None:
+    def never() -> Engine:
+        raise AssertionError("the lifespan does not run here")
+
+    app = create_app(open_settings(checkpoint), never)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        assert (await http.get("/health/live")).status_code == 200
+        ready = await http.get("/health/ready")
+        assert ready.status_code == 503
+        assert "loading" in ready.json()["error"]["message"]
+        for stream in (False, True):
+            body = {"model": checkpoint.name, "prompt": "x", "stream": stream}
+            refused = await http.post("/v1/completions", json=body)
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"] == "5"
+        (card,) = (await http.get("/v1/models")).json()["data"]
+        assert card["max_model_len"] is None
+    app.state.service.close()
+
+
+def test_a_dead_engine_ends_the_server(checkpoint: Path) -> None:
+    with run_server(checkpoint) as server:
+        asyncio.run_coroutine_threadsafe(server.engine.close(), server.loop()).result(timeout=5)
+        answer = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "x"})
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "engine_unavailable"
+        wait_until(lambda: not server.thread.is_alive(), seconds=10, what="the server has stopped")
+        assert server.server.failure is not None
+        assert "closed" in server.server.failure
 
 
 def test_draining_refuses_new_work_but_answers_probes(checkpoint: Path) -> None:
