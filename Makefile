@@ -12,6 +12,12 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find engines/cpu/csrc -type f 2
 # Serve the built-in demo checkpoint on port $(PORT).
 serve: $(VENV)/.installed
 	$(BIN)/python -m examples.demo_model.make_demo $(DEMO)
+	@echo
+	@echo "When the server says that it is ready, ask it something from another terminal:"
+	@echo
+	@echo "  curl http://127.0.0.1:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' \\"
+	@echo "    -d '{\"model\": \"nybble-demo\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}], \"max_tokens\": 32}'"
+	@echo
 	$(BIN)/nybble serve $(DEMO) --served-model-name nybble-demo --port $(PORT)
 
 # The whole test-suite.

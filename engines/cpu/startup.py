@@ -21,6 +21,7 @@ _logger = logging.getLogger(__name__)
 
 # Of the memory left once the weights are loaded, the share the KV cache takes when the user names no size.
 _DEFAULT_KV_CACHE_SHARE = 0.5
+_MAX_BLOCK_SIZE = 256  # the attention kernel's
 
 
 def load_core(options: EngineOptions) -> EngineCore:
@@ -101,6 +102,13 @@ def _check_options(options: EngineOptions) -> None:
     ):
         if number < 1:
             raise StartFailed(f"{name} is {number}; expected at least 1")
+    if options.block_size > _MAX_BLOCK_SIZE:
+        raise StartFailed(f"block_size is {options.block_size}; expected at most {_MAX_BLOCK_SIZE}")
+    if options.max_num_batched_tokens < options.max_num_seqs:
+        raise StartFailed(
+            f"max_num_batched_tokens is {options.max_num_batched_tokens}; expected at least max_num_seqs, "
+            f"{options.max_num_seqs}, so that every running sequence can get a token in each step"
+        )
     if options.num_threads < 0:
         raise StartFailed(f"num_threads is {options.num_threads}; expected 0 (all physical cores) or more")
 
