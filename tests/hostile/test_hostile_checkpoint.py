@@ -323,7 +323,7 @@ JSON_VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def assert_opens_or_is_refused(directory: Path) -> None:
