@@ -15,7 +15,7 @@ from service.auth import ApiKeys, RequireApiKey
 from service.body_limit import BodyLimit
 from service.chat_template import ChatTemplate
 from service.error_responses import install_error_handlers
-from service.openapi import install_openapi
+from service.openapi import DocumentedApp
 from service.request_context import RequestContext
 from service.routes import chat, completions, health, models, tokenization
 from service.settings import ServiceSettings
@@ -49,7 +49,7 @@ def create_app(settings: ServiceSettings, engine_factory: EngineFactory) -> Fast
                 loading.cancel()
                 await asyncio.gather(loading, return_exceptions=True)
 
-    app = FastAPI(
+    app = DocumentedApp(
         title="Nybble",
         description="OpenAI-compatible inference for language models in 4-bit floating point.",
         version=package_version(),
@@ -62,7 +62,6 @@ def create_app(settings: ServiceSettings, engine_factory: EngineFactory) -> Fast
     for family in (chat, completions, models, tokenization, health):
         app.include_router(family.router)
     install_error_handlers(app, state.metrics)
-    install_openapi(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_bytes), metrics=state.metrics)
     app.add_middleware(RequireApiKey, keys=keys, metrics=state.metrics)

@@ -44,24 +44,23 @@ def streamed_answer(chunk: type[BaseModel]) -> Responses:
     return {200: {"description": description, "content": {"text/event-stream": {"schema": schema}}}}
 
 
-def install_openapi(app: FastAPI) -> None:
-    """Make `app.openapi` describe the keys: wanted everywhere but on the public paths."""
+class DocumentedApp(FastAPI):
+    """A FastAPI app whose document also tells of the keys: wanted everywhere but on the public paths."""
 
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
+    def openapi(self) -> dict[str, Any]:
+        """The document, made once."""
+        if self.openapi_schema is None:
             schema = get_openapi(
-                title=app.title, version=app.version, description=app.description, routes=app.routes
+                title=self.title, version=self.version, description=self.description, routes=self.routes
             )
             components = schema.setdefault("components", {})
             components["securitySchemes"] = {"apiKey": {"type": "http", "scheme": "bearer"}}
-            components.get("schemas", {}).pop("HTTPValidationError", None)
-            components.get("schemas", {}).pop("ValidationError", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                components.get("schemas", {}).pop(name, None)
             for path, operations in schema["paths"].items():
                 for operation in operations.values():
                     operation["responses"].pop("422", None)
                     # The empty alternative: a server without configured keys asks for none.
                     operation["security"] = [] if path in PUBLIC_PATHS else [{"apiKey": []}, {}]
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    setattr(app, "openapi", openapi)  # noqa: B010  # mypy refuses a plain assignment to a method
+            self.openapi_schema = schema
+        return self.openapi_schema

@@ -101,7 +101,7 @@ def test_prompt_tokens_are_counted_once_for_several_choices(client: openai.OpenA
 def test_logprobs(client: openai.OpenAI, stream: bool) -> None:
     options = {"model": "tiny", "messages": MESSAGES, "max_tokens": 6, "logprobs": True, "top_logprobs": 3}
     if stream:
-        chunks = client.chat.completions.create(**options, stream=True)  # type: ignore[call-overload]
+        chunks = client.chat.completions.create(**options, stream=True)
         entries = [
             entry
             for chunk in chunks
@@ -109,7 +109,7 @@ def test_logprobs(client: openai.OpenAI, stream: bool) -> None:
             for entry in chunk.choices[0].logprobs.content
         ]
     else:
-        answer = client.chat.completions.create(**options)  # type: ignore[call-overload]
+        answer = client.chat.completions.create(**options)
         entries = answer.choices[0].logprobs.content
     assert len(entries) == 6
     for entry in entries:
