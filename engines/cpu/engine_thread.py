@@ -84,6 +84,7 @@ class EngineThread:
             self._thread.join()
 
     def _run(self) -> None:
+        death: BaseException | None = None
         try:
             while self._wait_for_work():
                 outputs = self._obey_commands()
@@ -94,9 +95,10 @@ class EngineThread:
                     self._deliver(outputs)
         except BaseException as error:
             _logger.exception("the engine thread died")
-            self._died(error)
-        finally:
-            self._let_go()
+            death = error
+        self._let_go()
+        if death is not None:
+            self._died(death)
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False when it is time to stop."""

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from engines.cpu.logprobs import log_softmax, token_logprob
 from engines.cpu.sampler import SequenceSampler
 from engines.request import SamplingParams

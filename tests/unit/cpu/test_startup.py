@@ -1,0 +1,69 @@
+"""Options that cannot be met are refused before weights are read, in words that say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.base import EngineOptions
+from engines.cpu.startup import load_core
+from engines.errors import CheckpointError, StartFailed
+from tests.support.random_checkpoint import RandomCheckpoint
+
+BLOCK_BYTES = 16 * 2 * 2 * 1 * 32 * 2  # tokens, keys and values, layers, KV heads, head_dim, bfloat16
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return RandomCheckpoint().write(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"activations": "int8"}, "checkpoint, bf16"),
+        ({"numerics": "exact"}, "fast, reference"),
+        ({"block_size": 0}, "at least 1"),
+        ({"block_size": 512}, "at most 256"),
+        ({"max_num_seqs": 0}, "at least 1"),
+        ({"max_num_batched_tokens": 3, "max_num_seqs": 4}, "at least max_num_seqs"),
+        ({"num_threads": -1}, "0 "),
+        ({"max_model_len": 257}, "2 to 256"),
+        ({"max_model_len": 1}, "2 to 256"),
+        ({"kv_cache_memory_bytes": 15 * BLOCK_BYTES}, "--kv-cache-memory"),
+    ],
+)
+def test_impossible_options_are_refused(checkpoint: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(StartFailed, match=said):
+        load_core(EngineOptions(checkpoint, **options))
+
+
+def test_no_checkpoint_is_refused() -> None:
+    with pytest.raises(StartFailed, match="needs a checkpoint"):
+        load_core(EngineOptions())
+
+
+def test_a_missing_directory_is_a_checkpoint_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        load_core(EngineOptions(tmp_path / "nowhere"))
+
+
+def test_the_kv_cache_takes_the_memory_it_is_given(checkpoint: Path) -> None:
+    core = load_core(EngineOptions(checkpoint, kv_cache_memory_bytes=20 * BLOCK_BYTES + 1))
+    assert core.info.num_blocks == 20
+    wide = load_core(EngineOptions(checkpoint, kv_cache_memory_bytes=40 * BLOCK_BYTES, numerics="reference"))
+    assert wide.info.num_blocks == 20
+
+
+def test_left_to_itself_the_kv_cache_holds_all_slots_at_full_length(checkpoint: Path) -> None:
+    core = load_core(EngineOptions(checkpoint, max_num_seqs=3, max_model_len=100))
+    assert core.info.num_blocks == 3 * 7
+
+
+def test_what_the_engine_says_of_itself(checkpoint: Path) -> None:
+    info = load_core(EngineOptions(checkpoint, max_model_len=64)).info
+    assert (info.engine, info.vocab_size, info.max_model_len) == ("cpu", 71, 64)
+    assert info.eos_token_ids == {2}
+    assert dict(info.details)["layout"] == "compressed-tensors mxfp4-pack-quantized"
