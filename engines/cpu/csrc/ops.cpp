@@ -131,16 +131,16 @@ void check_attention(const AttentionArgs& args, const AttentionBatch& batch) {
 /// Work units of one sequence, after checking every block id they will read.
 void plan_sequence(const AttentionArgs& args, const AttentionBatch& batch, std::int64_t sequence,
                    std::vector<AttentionUnit>& units) {
-  const std::string where = "[" + std::to_string(sequence) + "]";
+  const auto where = [&] { return std::string("[").append(std::to_string(sequence)).append("]"); };
   const std::int64_t first_row = batch.query_starts[sequence];
   const std::int64_t num_rows = batch.query_starts[sequence + 1] - first_row;
   const std::int64_t context = batch.context_lengths[sequence];
   const std::int64_t block_size = args.cache.block_size;
-  if (num_rows < 0) throw std::invalid_argument("query_starts must not decrease, it does after" + where);
+  if (num_rows < 0) throw std::invalid_argument("query_starts must not decrease, it does after" + where());
   if (num_rows == 0) return;
   if (context < num_rows || context > batch.max_blocks * block_size) {
-    throw std::invalid_argument("context_lens" + where + " is " + std::to_string(context) + ", expected at least its " +
-                                std::to_string(num_rows) + " query rows and at most the " +
+    throw std::invalid_argument("context_lens" + where() + " is " + std::to_string(context) +
+                                ", expected at least its " + std::to_string(num_rows) + " query rows and at most the " +
                                 std::to_string(batch.max_blocks * block_size) + " positions its block table covers");
   }
   const std::int32_t* block_table = batch.block_tables + sequence * batch.max_blocks;
@@ -148,7 +148,7 @@ void plan_sequence(const AttentionArgs& args, const AttentionBatch& batch, std::
   const std::int64_t oldest = args.sliding_window > 0 ? std::max<std::int64_t>(0, start - args.sliding_window + 1) : 0;
   for (std::int64_t block = oldest / block_size; block <= (context - 1) / block_size; ++block) {
     if (block_table[block] < 0 || block_table[block] >= args.cache.num_blocks) {
-      throw std::invalid_argument("block_tables" + where + "[" + std::to_string(block) + "] is " +
+      throw std::invalid_argument("block_tables" + where() + "[" + std::to_string(block) + "] is " +
                                   std::to_string(block_table[block]) + ", expected 0 <= value < " +
                                   std::to_string(args.cache.num_blocks));
     }
@@ -159,10 +159,12 @@ void plan_sequence(const AttentionArgs& args, const AttentionBatch& batch, std::
   }
 }
 
+/// Keys, values and transposed keys of a block; queries, sums and scores of a unit's rows.
 std::size_t attention_workspace_floats(const AttentionArgs& args) {
   const std::int64_t stride = (args.cache.head_dim + 15) / 16 * 16;
-  const std::int64_t rows = kAttentionUnitRows * (args.num_heads / args.cache.num_kv_heads);
-  return static_cast<std::size_t>(2 * stride * (args.cache.block_size + rows));
+  const std::int64_t width = (args.cache.block_size + 15) / 16 * 16;
+  const std::int64_t queries = kAttentionUnitRows * (args.num_heads / args.cache.num_kv_heads);
+  return static_cast<std::size_t>(3 * stride * width + queries * (2 * stride + width));
 }
 
 }  // namespace

@@ -11,8 +11,6 @@ namespace nybble::NYBBLE_ISA {
 
 namespace {
 
-constexpr int64_t kMaxBlockSize = 256;  // attention_check() in ops.cpp enforces it
-
 inline int64_t padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
 inline void write_row(const float* values, int64_t count, ElementType type, void* cache, int64_t offset) {
@@ -50,18 +48,46 @@ const float* block_rows(const KvCache& cache, const void* base, int64_t offset, 
   return scratch;
 }
 
-inline float dot(const float* q, const float* k, int64_t count) {
-  F16 acc = splat(0.0F);
-  for (int64_t d = 0; d < count; d += 16) acc = fma(load(q + d), load(k + d), acc);
-  return sum_lanes(acc);
+/// Keys [count][stride] -> [stride][padded count]: a vector then holds one dimension of 16 keys.
+void transpose_keys(const float* keys, int64_t stride, int64_t count, float* out) {
+  const int64_t width = padded(count);
+  for (int64_t j = 0; j < width; ++j) {
+    for (int64_t d = 0; d < stride; ++d) out[d * width + j] = j < count ? keys[j * stride + d] : 0.0F;
+  }
 }
 
-/// Running softmax of one (row, head).
+/// Running softmax of one (row, head). `total` has a lane per offset in the block modulo 16.
 struct State {
   float largest;
-  float total;
-  float* values;  // [padded head_dim], not yet divided by total
+  F16 total;
+  float* values;  // [padded head_dim], not yet divided by the total
 };
+
+/// Scores of 16 keys for `Queries` query vectors: one sum per key, dimensions in ascending order.
+template <int Queries>
+void score_keys(const float* q, int64_t stride, const float* keys, int64_t width, float scale, float* scores,
+                int64_t scores_stride) {
+  F16 acc[Queries];
+  for (int i = 0; i < Queries; ++i) acc[i] = splat(0.0F);
+  for (int64_t d = 0; d < stride; ++d) {
+    const F16 key = load(keys + d * width);
+    for (int i = 0; i < Queries; ++i) acc[i] = fma(key, splat(q[i * stride + d]), acc[i]);
+  }
+  for (int i = 0; i < Queries; ++i) store(scores + i * scores_stride, acc[i] * splat(scale));
+}
+
+void score_block(const float* q, int64_t num_queries, int64_t stride, const float* keys, int64_t width, float scale,
+                 float* scores) {
+  for (int64_t j = 0; j < width; j += 16) {
+    int64_t i = 0;
+    for (; i + 4 <= num_queries; i += 4) {
+      score_keys<4>(q + i * stride, stride, keys + j, width, scale, scores + i * width + j, width);
+    }
+    for (; i < num_queries; ++i) {
+      score_keys<1>(q + i * stride, stride, keys + j, width, scale, scores + i * width + j, width);
+    }
+  }
+}
 
 template <int Vectors>
 void add_values(const float* weights, const float* v, int64_t stride, int64_t begin, int64_t end, float* values) {
@@ -74,38 +100,31 @@ void add_values(const float* weights, const float* v, int64_t stride, int64_t be
   for (int i = 0; i < Vectors; ++i) store(values + i * 16, acc[i]);
 }
 
-/// Adds positions [begin, end) of a block to the running softmax.
-void add_block(const float* q, const float* k, const float* v, int64_t stride, int64_t begin, int64_t end, float scale,
-               State& state) {
-  alignas(64) float weights[kMaxBlockSize];
-  float largest = state.largest;
-  for (int64_t j = begin; j < end; ++j) {
-    weights[j] = dot(q, k + j * stride, stride) * scale;
-    largest = weights[j] > largest || weights[j] != weights[j] ? weights[j] : largest;
-  }
-  // Vectors are aligned to the block, so a position always sits in the same lane; lanes outside stay out of the sum.
-  float total = 0.0F;
-  for (int64_t j = begin / 16 * 16; j < end; j += 16) {
-    alignas(64) float lane[16];
-    for (int64_t i = 0; i < 16; ++i) lane[i] = j + i >= begin && j + i < end ? weights[j + i] - largest : 0.0F;
-    store(lane, exp(load(lane)));
-    for (int64_t i = max64(begin - j, 0); i < min64(end - j, 16); ++i) {
-      weights[j + i] = lane[i];
-      total += lane[i];
-    }
-  }
-  if (largest != state.largest) {
-    const F16 factor = state.total == 0.0F ? splat(0.0F) : exp(splat(state.largest - largest));
-    alignas(64) float lane[16];
-    store(lane, factor);
-    state.total *= lane[0];
+/// Adds positions [begin, end) of a block to the running softmax. `scores` [padded block] become weights.
+void add_block(float* scores, const float* v, int64_t stride, int64_t begin, int64_t end, State& state) {
+  const int64_t first = begin / 16 * 16;
+  for (int64_t j = first; j < begin; ++j) scores[j] = -__builtin_inff();
+  for (int64_t j = end; j < padded(end); ++j) scores[j] = -__builtin_inff();
+  F16 highest = load(scores + first);
+  for (int64_t j = first + 16; j < end; j += 16) highest = max(highest, load(scores + j));
+  const float block_largest = max_lanes(highest);
+  if (block_largest > state.largest) {
+    const F16 factor = state.largest > -__builtin_inff() ? exp(splat(state.largest - block_largest)) : splat(0.0F);
+    state.total = state.total * factor;
     for (int64_t d = 0; d < stride; d += 16) store(state.values + d, load(state.values + d) * factor);
-    state.largest = largest;
+    state.largest = block_largest;
   }
-  state.total += total;
+  // Masked lanes count as 0, the others sit in the lane of their position: the sum is the same in every step.
+  const F16 largest = splat(state.largest);
+  for (int64_t j = first; j < end; j += 16) {
+    store(scores + j, exp(load(scores + j) - largest));
+    for (int64_t i = j; i < begin; ++i) scores[i] = 0.0F;
+    for (int64_t i = end; i < j + 16; ++i) scores[i] = 0.0F;
+    state.total = state.total + load(scores + j);
+  }
   int64_t d = 0;
-  for (; d + 64 <= stride; d += 64) add_values<4>(weights, v + d, stride, begin, end, state.values + d);
-  for (; d < stride; d += 16) add_values<1>(weights, v + d, stride, begin, end, state.values + d);
+  for (; d + 64 <= stride; d += 64) add_values<4>(scores, v + d, stride, begin, end, state.values + d);
+  for (; d < stride; d += 16) add_values<1>(scores, v + d, stride, begin, end, state.values + d);
 }
 
 }  // namespace
@@ -128,20 +147,24 @@ void kv_write(const KvWriteArgs& args, int64_t row_begin, int64_t row_end) {
 void attention(const AttentionArgs& args, const AttentionUnit& unit, int64_t kv_head, float* workspace) {
   const KvCache& cache = args.cache;
   const int64_t stride = padded(cache.head_dim);
+  const int64_t width = padded(cache.block_size);
   const int64_t group = args.num_heads / cache.num_kv_heads;
+  const int64_t num_queries = unit.num_rows * group;
   float* k_scratch = workspace;
-  float* v_scratch = k_scratch + cache.block_size * stride;
-  float* q = v_scratch + cache.block_size * stride;
-  float* values = q + unit.num_rows * group * stride;
+  float* v_scratch = k_scratch + width * stride;
+  float* keys = v_scratch + width * stride;
+  float* q = keys + width * stride;
+  float* values = q + num_queries * stride;
+  float* scores = values + num_queries * stride;
   State states[kAttentionUnitRows * 64];  // at most 64 query heads a KV head, checked by the caller
-  for (int64_t i = 0; i < unit.num_rows * group; ++i) {
+  for (int64_t i = 0; i < num_queries; ++i) {
     const int64_t row = unit.first_row + i / group;
     const float* source = args.q + (row * args.num_heads + kv_head * group + i % group) * cache.head_dim;
     for (int64_t d = 0; d < stride; ++d) {
       q[i * stride + d] = d < cache.head_dim ? source[d] : 0.0F;
       values[i * stride + d] = 0.0F;
     }
-    states[i] = {-__builtin_inff(), 0.0F, values + i * stride};
+    states[i] = {-__builtin_inff(), splat(0.0F), values + i * stride};
   }
 
   const int64_t last = unit.first_position + unit.num_rows - 1;
@@ -152,19 +175,24 @@ void attention(const AttentionArgs& args, const AttentionUnit& unit, int64_t kv_
     const int64_t offset = (unit.block_table[block] * cache.num_kv_heads + kv_head) * cache.block_size * cache.head_dim;
     const float* k = block_rows(cache, cache.k, offset, used, k_scratch);
     const float* v = block_rows(cache, cache.v, offset, used, v_scratch);
-    for (int64_t i = 0; i < unit.num_rows * group; ++i) {
+    transpose_keys(k, stride, used, keys);
+    score_block(q, num_queries, stride, keys, padded(used), args.scale, scores);
+    for (int64_t i = 0; i < num_queries; ++i) {
       const int64_t position = unit.first_position + i / group;
       const int64_t oldest = args.sliding_window > 0 ? max64(0, position - args.sliding_window + 1) : 0;
       const int64_t begin = max64(0, oldest - start);
       const int64_t end = min64(cache.block_size, position - start + 1);
-      if (begin < end) add_block(q + i * stride, k, v, stride, begin, end, args.scale, states[i]);
+      if (begin < end) add_block(scores + i * padded(used), v, stride, begin, end, states[i]);
     }
   }
 
-  for (int64_t i = 0; i < unit.num_rows * group; ++i) {
+  for (int64_t i = 0; i < num_queries; ++i) {
     const int64_t row = unit.first_row + i / group;
     float* target = args.out + (row * args.num_heads + kv_head * group + i % group) * cache.head_dim;
-    for (int64_t d = 0; d < cache.head_dim; ++d) target[d] = states[i].values[d] / states[i].total;
+    const F16 total = splat(sum_lanes(states[i].total));
+    for (int64_t d = 0; d < cache.head_dim; d += 16) {
+      store_partial(target + d, load(states[i].values + d) / total, cache.head_dim - d);
+    }
   }
 }
 

@@ -78,8 +78,8 @@ void run_panel(const Decode& decode, const float* x, float* out, int64_t num_row
   }
 }
 
-constexpr float kE2m1[16] = {0.0F,  0.5F,  1.0F,  1.5F,  2.0F,  3.0F,  4.0F,  6.0F,
-                             -0.0F, -0.5F, -1.0F, -1.5F, -2.0F, -3.0F, -4.0F, -6.0F};
+[[maybe_unused]] constexpr float kE2m1[16] = {0.0F,  0.5F,  1.0F,  1.5F,  2.0F,  3.0F,  4.0F,  6.0F,
+                                              -0.0F, -0.5F, -1.0F, -1.5F, -2.0F, -3.0F, -4.0F, -6.0F};
 
 /// 8 columns x 16 rows of codes times the rows' scales -> [8][16] float32, rounded to bfloat16 on request.
 template <bool Round>
@@ -96,14 +96,35 @@ inline void decode_step(const std::uint8_t* codes, F16 scale, float* weights) {
     store(weights + j * 16, Round ? round_bfloat16(a) : a);
     store(weights + (4 + j) * 16, Round ? round_bfloat16(b) : b);
   }
-#else
-  alignas(64) float values[16];
+#elif defined(NYBBLE_ISA_AVX2)
+  const __m256 magnitudes = _mm256_loadu_ps(kE2m1);
+  const __m256i sign = _mm256_set1_epi32(INT32_MIN);
+  const auto decode = [&](__m256i raw, int shift) {
+    // vpermps uses the low three bits of each lane's index: the magnitude; bit 3 is the sign.
+    const __m256i code = _mm256_srl_epi32(raw, _mm_cvtsi32_si128(shift));
+    const __m256i sign_bit = _mm256_and_si256(_mm256_slli_epi32(code, 28), sign);
+    return _mm256_or_ps(_mm256_permutevar8x32_ps(magnitudes, code), _mm256_castsi256_ps(sign_bit));
+  };
+  const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+  const __m256i second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32));
   for (int k = 0; k < 8; ++k) {
-    for (int lane = 0; lane < 16; ++lane) {
-      const std::uint8_t byte = codes[lane * 4 + k % 4];
-      values[lane] = kE2m1[k < 4 ? byte & 15 : byte >> 4];
-    }
-    const F16 a = load(values) * scale;
+    const int shift = 8 * (k % 4) + (k < 4 ? 0 : 4);
+    const F16 a = F16{decode(first, shift), decode(second, shift)} * scale;
+    store(weights + k * 16, Round ? round_bfloat16(a) : a);
+  }
+#else
+  I4 raw[4];
+  std::memcpy(raw, codes, sizeof(raw));
+  for (int k = 0; k < 8; ++k) {
+    const int shift = 8 * (k % 4) + (k < 4 ? 0 : 4);
+    const F16 values = lanewise([&](int i) {
+      const I4 code = raw[i] >> shift;
+      const I4 m = code & 7;
+      const I4 doubled = m + ((m - 4) & (m > 4)) + ((m == 7) & 2);  // 0 1 2 3 4 6 8 12
+      const I4 negative = -((code >> 3) & 1);
+      return __builtin_convertvector((doubled ^ negative) - negative, F4) * 0.5F;
+    });
+    const F16 a = values * scale;
     store(weights + k * 16, Round ? round_bfloat16(a) : a);
   }
 #endif

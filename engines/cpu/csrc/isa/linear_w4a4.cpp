@@ -137,17 +137,29 @@ void tile(const W4A4Args& args, int64_t panel_index, int64_t first_row) {
 
 constexpr int kTile = 4;
 
-/// Doubled codes of one block, [Group][16 rows].
-template <int Group>
-void decode_block(const std::uint8_t* codes, std::int16_t* weights) {
-  constexpr std::int16_t kDoubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-  for (int step = 0; step < Group / 8; ++step) {
-    for (int j = 0; j < 4; ++j) {
-      for (int lane = 0; lane < 16; ++lane) {
-        const std::uint8_t byte = codes[step * 64 + lane * 4 + j];
-        weights[(step * 8 + j) * 16 + lane] = kDoubled[byte & 15];
-        weights[(step * 8 + 4 + j) * 16 + lane] = kDoubled[byte >> 4];
-      }
+constexpr int kStepLanes = 64;  // 16 rows x 4 columns, as stored
+
+/// Doubled codes of 8 columns x 16 rows, low nibbles (columns 0..3) then high ones (4..7), each [16 rows][4].
+inline void decode_step(const std::uint8_t* codes, std::int16_t* weights) {
+  std::int8_t doubled[2 * kStepLanes];
+  for (int half = 0; half < 2; ++half) {
+    for (int i = 0; i < kStepLanes; ++i) {
+      const auto code = static_cast<std::uint8_t>(half == 0 ? codes[i] & 15 : codes[i] >> 4);
+      const auto m = static_cast<std::int8_t>(code & 7);
+      const auto magnitude = static_cast<std::int8_t>(m + (m > 4 ? m - 4 : 0) + (m == 7 ? 2 : 0));
+      doubled[half * kStepLanes + i] = static_cast<std::int8_t>(code & 8 ? -magnitude : magnitude);
+    }
+  }
+  for (int i = 0; i < 2 * kStepLanes; ++i) weights[i] = doubled[i];
+}
+
+/// Adds 4 columns of products into 64 sums, one per (row, column modulo 4): at most 8 * 144 each.
+inline void add_products(const std::int16_t* weights, const std::int8_t* x, std::int16_t* sums) {
+  std::int16_t pattern[8];
+  for (int i = 0; i < 8; ++i) pattern[i] = x[i % 4];
+  for (int i = 0; i < kStepLanes; i += 8) {
+    for (int j = 0; j < 8; ++j) {
+      sums[i + j] = static_cast<std::int16_t>(sums[i + j] + weights[i + j] * pattern[j]);
     }
   }
 }
@@ -162,19 +174,23 @@ void tile(const W4A4Args& args, int64_t panel_index, int64_t first_row) {
   F16 acc[Rows];
   for (int r = 0; r < Rows; ++r) acc[r] = splat(0.0F);
   for (int64_t block = 0; block < num_blocks; ++block) {
-    alignas(64) std::int16_t weights[Group * 16];
-    decode_block<Group>(codes + block * Group * 8, weights);
+    alignas(64) std::int16_t weights[Group / 8][2 * kStepLanes];
+    for (int step = 0; step < Group / 8; ++step) {
+      decode_step(codes + (block * (Group / 8) + step) * kStepLanes, weights[step]);
+    }
     const F16 quarter = quarter_scales(panel, scale_bytes + block * 16);
     for (int r = 0; r < Rows; ++r) {
       const std::int8_t* row = args.codes + (first_row + r) * weight.num_columns + block * Group;
-      alignas(64) std::int16_t sums[16] = {};  // at most 32 * 144
-      for (int k = 0; k < Group; ++k) {
-        for (int lane = 0; lane < 16; ++lane) {
-          sums[lane] = static_cast<std::int16_t>(sums[lane] + weights[k * 16 + lane] * row[k]);
-        }
+      alignas(64) std::int16_t sums[kStepLanes] = {};
+      for (int step = 0; step < Group / 8; ++step) {
+        add_products(weights[step], row + step * 8, sums);
+        add_products(weights[step] + kStepLanes, row + step * 8 + 4, sums);
       }
       alignas(64) float values[16];
-      for (int lane = 0; lane < 16; ++lane) values[lane] = static_cast<float>(sums[lane]);
+      for (int lane = 0; lane < 16; ++lane) {
+        const std::int16_t* four = sums + lane * 4;
+        values[lane] = static_cast<float>(four[0] + four[1] + four[2] + four[3]);
+      }
       acc[r] = add_block(acc[r], load(values), quarter, args.scales[(first_row + r) * num_blocks + block]);
     }
   }

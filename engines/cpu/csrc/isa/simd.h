@@ -223,20 +223,30 @@ static inline F16 round_bfloat16(const F16& a) {
 
 /// Adds the lanes as a fixed binary tree: i with i+8, then i+4, i+2, i+1.
 static inline float sum_lanes(F16 a) {
+#if defined(NYBBLE_ISA_AVX512)
+  return _mm512_reduce_add_ps(a.v);
+#else
   alignas(64) float lane[16];
   store(lane, a);
   for (int half = 8; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
   }
   return lane[0];
+#endif
 }
 
+/// Largest lane; NaN lanes may or may not count.
 static inline float max_lanes(F16 a) {
+#if defined(NYBBLE_ISA_AVX512)
+  return _mm512_reduce_max_ps(a.v);
+#else
   alignas(64) float lane[16];
   store(lane, a);
-  float best = lane[0];
-  for (int i = 1; i < 16; ++i) best = lane[i] > best || lane[i] != lane[i] ? lane[i] : best;
-  return best;
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+  }
+  return lane[0];
+#endif
 }
 
 static inline F16 load_partial(const float* p, int64_t count) {
