@@ -7,6 +7,7 @@ EngineError
 ├── Overloaded                try again later
 │   ├── NoFreeBlocks
 │   └── QueueFull
+├── GenerationFailed          this sequence, not the engine: the others go on
 ├── CheckpointError           the files on disk
 │   ├── MalformedCheckpoint
 │   └── UnsupportedCheckpoint
@@ -56,6 +57,10 @@ class NoFreeBlocks(Overloaded):
 
 class QueueFull(Overloaded):
     """The waiting queue has reached its bound."""
+
+
+class GenerationFailed(EngineError):
+    """The model computed something unusable for this sequence (NaN logits, say)."""
 
 
 class CheckpointError(EngineError):

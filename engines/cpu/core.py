@@ -10,7 +10,7 @@ from engines.base import EngineInfo, EngineStats
 from engines.cpu.logprobs import log_softmax, token_logprob
 from engines.cpu.model_runner import ModelRunner, SequenceLogits
 from engines.cpu.sampler import SequenceSampler
-from engines.errors import EngineError
+from engines.errors import EngineError, GenerationFailed
 from engines.request import FinishReason, GenerationRequest, TokenLogprob, TokenOutput
 from engines.scheduler import Scheduler, Sequence
 
@@ -177,8 +177,8 @@ class EngineCore:
         return None if entries is None else tuple(entries)
 
 
-def _non_finite_logits() -> EngineError:
-    return EngineError(
+def _non_finite_logits() -> GenerationFailed:
+    return GenerationFailed(
         "the model produced NaN or infinite logits for this request; "
         "the checkpoint's weights or scales are likely damaged (check them with `nybble inspect`)"
     )
