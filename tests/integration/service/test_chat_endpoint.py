@@ -135,6 +135,21 @@ def test_null_is_the_same_as_absent(http: httpx.Client) -> None:
     assert "x-nybble-ignored-fields" not in answer.headers
 
 
+@pytest.mark.parametrize("name", ["model", "messages"])
+def test_null_for_what_is_required_is_the_same_as_leaving_it_out(http: httpx.Client, name: str) -> None:
+    body = {"model": "tiny", "messages": MESSAGES, "unknown": None, name: None}
+    answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == f"Missing required parameter: '{name}'."
+
+
+def test_null_in_a_field_that_nobody_knows_is_nothing(http: httpx.Client) -> None:
+    body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 1, "unknown": None}
+    answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200
+    assert "x-nybble-ignored-fields" not in answer.headers
+
+
 def test_unknown_fields_are_named_in_a_header(http: httpx.Client) -> None:
     body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 1, "zeta": 1, "alpha": {}, "bad\nname": 1}
     answer = http.post("/v1/chat/completions", json=body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,6 +171,12 @@ def test_a_body_over_the_limit(checkpoint: Path) -> None:
         announced = http.post("/v1/completions", json={"model": "tiny", "prompt": "x" * 2000})
         assert announced.status_code == 413
         assert error_of(announced)["code"] == "request_too_large"
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            # Not one byte of the body is sent: the announcement alone is enough.
+            head = "POST /v1/completions HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: 1001\r\n\r\n".encode())
+            assert connection.recv(12) == b"HTTP/1.1 413"
         parts = (b"x" * 100 for _ in range(20))
         streamed = http.post("/v1/completions", content=parts, headers=JSON)
         assert streamed.status_code == 413
