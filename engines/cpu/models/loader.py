@@ -2,56 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from engines.checkpoint.checkpoint import Checkpoint
-from engines.cpu.linear import LinearOptions, build_linear
+from engines.checkpoint.tensors import DenseTensors, Fp4Tensors
+from engines.cpu.linear import Linear, LinearOptions, build_linear
 from engines.cpu.models.attention import Attention, RopeTables
 from engines.cpu.models.decoder import Decoder, DecoderLayer
 from engines.cpu.models.mlp import FeedForward, GatedMlp, MixtureOfExperts
 from engines.cpu.rope import rope_tables
 
+LinearBuilder = Callable[[Sequence[Fp4Tensors | DenseTensors], LinearOptions], Linear]
+"""Makes the one linear layer of modules that read the same input; `build_linear` unless something watches."""
 
-def load_decoder(checkpoint: Checkpoint, options: LinearOptions, max_model_len: int) -> Decoder:
+
+def load_decoder(
+    checkpoint: Checkpoint, options: LinearOptions, max_model_len: int, build: LinearBuilder = build_linear
+) -> Decoder:
     """Build the model of `checkpoint` for sequences of up to `max_model_len` tokens.
 
+    `build` makes every linear layer; calibration passes one whose layers record what they read.
     Raises MalformedCheckpoint when `options` need something that the files lack (an input scale, say).
     """
     config = checkpoint.config
     rope = RopeTables(*rope_tables(config.rope, config.head_dim, max_model_len))
-    layers = [_load_layer(checkpoint, layer, rope, options) for layer in range(config.num_layers)]
+    layers = [_load_layer(checkpoint, layer, rope, options, build) for layer in range(config.num_layers)]
     embedding = checkpoint.dense("model.embed_tokens")
-    head = build_linear([checkpoint.linear("lm_head")], options)
+    head = build([checkpoint.linear("lm_head")], options)
     final_norm = checkpoint.dense("model.norm").as_float32()
     return Decoder(embedding.data, layers, final_norm, head, config.rms_norm_eps)
 
 
-def _load_layer(checkpoint: Checkpoint, layer: int, rope: RopeTables, options: LinearOptions) -> DecoderLayer:
+def _load_layer(
+    checkpoint: Checkpoint, layer: int, rope: RopeTables, options: LinearOptions, build: LinearBuilder
+) -> DecoderLayer:
     prefix = f"model.layers.{layer}"
     attention_modules = [checkpoint.linear(f"{prefix}.self_attn.{name}_proj") for name in ("q", "k", "v")]
     attention = Attention(
         checkpoint.config,
         layer,
-        build_linear(attention_modules, options),
-        build_linear([checkpoint.linear(f"{prefix}.self_attn.o_proj")], options),
+        build(attention_modules, options),
+        build([checkpoint.linear(f"{prefix}.self_attn.o_proj")], options),
         rope,
     )
     return DecoderLayer(
         input_norm=checkpoint.dense(f"{prefix}.input_layernorm").as_float32(),
         attention=attention,
         post_attention_norm=checkpoint.dense(f"{prefix}.post_attention_layernorm").as_float32(),
-        feed_forward=_load_feed_forward(checkpoint, layer, options),
+        feed_forward=_load_feed_forward(checkpoint, layer, options, build),
     )
 
 
-def _load_feed_forward(checkpoint: Checkpoint, layer: int, options: LinearOptions) -> FeedForward:
+def _load_feed_forward(
+    checkpoint: Checkpoint, layer: int, options: LinearOptions, build: LinearBuilder
+) -> FeedForward:
     config = checkpoint.config
     if config.num_experts == 0:
         gate, up, down = (
             checkpoint.linear(f"model.layers.{layer}.mlp.{name}_proj") for name in ("gate", "up", "down")
         )
-        return GatedMlp(build_linear([gate, up], options), build_linear([down], options))
+        return GatedMlp(build([gate, up], options), build([down], options))
     experts = []
     for expert in range(config.num_experts):
         gate, up, down = (checkpoint.expert(layer, expert, role) for role in ("gate", "up", "down"))
-        experts.append(GatedMlp(build_linear([gate, up], options), build_linear([down], options)))
-    router = build_linear([checkpoint.router(layer)], options)
+        experts.append(GatedMlp(build([gate, up], options), build([down], options)))
+    router = build([checkpoint.router(layer)], options)
     return MixtureOfExperts(router, experts, config.num_experts_per_token)
