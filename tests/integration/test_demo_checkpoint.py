@@ -68,6 +68,16 @@ def test_an_incomplete_one_is_made_anew(demo: Path, tmp_path: Path) -> None:
     assert contents(directory) == contents(demo)
 
 
+def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(seed: int) -> recipe.Tensors:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(recipe, "random_weights", fail)
+    with pytest.raises(OSError, match="disk full"):
+        make_demo(tmp_path / "demo")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_anything_else_is_not_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(DemoError, match="is not a demo checkpoint; choose another directory"):
