@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from engines.checkpoint.checkpoint import Checkpoint
+from engines.checkpoint.model_config import ModelConfig
 from engines.checkpoint.tensors import DenseTensors, Fp4Tensors
 from engines.cpu.linear import Linear, LinearOptions, build_linear
 from engines.cpu.models.attention import Attention, RopeTables
@@ -14,6 +16,21 @@ from engines.cpu.rope import rope_tables
 
 LinearBuilder = Callable[[Sequence[Fp4Tensors | DenseTensors], LinearOptions], Linear]
 """Makes the one linear layer of modules that read the same input; `build_linear` unless something watches."""
+
+
+class ModuleSource(Protocol):
+    """What a layer is built from: a `Checkpoint`, or one with some modules replaced."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def linear(self, name: str) -> Fp4Tensors | DenseTensors: ...
+
+    def expert(self, layer: int, expert: int, part: str) -> Fp4Tensors | DenseTensors: ...
+
+    def router(self, layer: int) -> DenseTensors: ...
+
+    def dense(self, name: str) -> DenseTensors: ...
 
 
 def load_decoder(
@@ -26,21 +43,31 @@ def load_decoder(
     """
     config = checkpoint.config
     rope = RopeTables(*rope_tables(config.rope, config.head_dim, max_model_len))
-    layers = [_load_layer(checkpoint, layer, rope, options, build) for layer in range(config.num_layers)]
+    layers = [
+        load_layer(checkpoint, layer, rope, options, build, cache_layer=layer)
+        for layer in range(config.num_layers)
+    ]
     embedding = checkpoint.dense("model.embed_tokens")
     head = build([checkpoint.linear("lm_head")], options)
     final_norm = checkpoint.dense("model.norm").as_float32()
     return Decoder(embedding.data, layers, final_norm, head, config.rms_norm_eps)
 
 
-def _load_layer(
-    checkpoint: Checkpoint, layer: int, rope: RopeTables, options: LinearOptions, build: LinearBuilder
+def load_layer(
+    checkpoint: ModuleSource,
+    layer: int,
+    rope: RopeTables,
+    options: LinearOptions,
+    build: LinearBuilder,
+    *,
+    cache_layer: int,
 ) -> DecoderLayer:
+    """One layer by itself; `cache_layer` is its place in the KV cache it will run over. Raises as above."""
     prefix = f"model.layers.{layer}"
     attention_modules = [checkpoint.linear(f"{prefix}.self_attn.{name}_proj") for name in ("q", "k", "v")]
     attention = Attention(
         checkpoint.config,
-        layer,
+        cache_layer,
         build(attention_modules, options),
         build([checkpoint.linear(f"{prefix}.self_attn.o_proj")], options),
         rope,
@@ -54,7 +81,7 @@ def _load_layer(
 
 
 def _load_feed_forward(
-    checkpoint: Checkpoint, layer: int, options: LinearOptions, build: LinearBuilder
+    checkpoint: ModuleSource, layer: int, options: LinearOptions, build: LinearBuilder
 ) -> FeedForward:
     config = checkpoint.config
     if config.num_experts == 0:
