@@ -183,7 +183,7 @@ class ModuleReader:
         value = np.float32(self._tensors.view(name).reshape(()))
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             largest = e4m3.MAX * value if multiplies else e4m3.MAX / value
-        if not (np.isfinite(value) and value > 0 and np.isfinite(largest) and largest > 0):
+        if not (np.isfinite(value) and np.isfinite(largest) and largest > 0):
             raise MalformedCheckpoint(
                 f"{info}: is {value}; expected a finite scale above 0 that keeps weights finite"
             )
@@ -212,7 +212,7 @@ def _require_finite(info: TensorInfo, values: NDArray[Any]) -> None:
 
 
 def _require_no_nan_scale(info: TensorInfo, scales: NDArray[np.uint8], format: str) -> None:
-    has_nan = bool((scales == e8m0.NAN).any()) if format == "mxfp4" else e4m3.has_nan(scales)
+    has_nan = bool(scales.max() == e8m0.NAN) if format == "mxfp4" else e4m3.has_nan(scales)
     if has_nan:
         raise MalformedCheckpoint(
             f"{info}: holds a NaN scale; expected numbers (quantised from NaN weights?)"

@@ -51,7 +51,7 @@ def stream_safetensors(
     tensor is aligned. Raises ValueError for a repeated name, an unknown dtype or bytes that do not fit
     the shape, OSError as the file system does; nothing is left behind then.
     """
-    header = _header(specs, metadata or {})
+    header = encode_header(specs, metadata or {})
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with aside.open("wb") as file:
@@ -63,10 +63,11 @@ def stream_safetensors(
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
-def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+def encode_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """The header of a file of `specs` in their order, padded to 8 bytes, without its length. ValueError."""
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for spec in specs:
@@ -96,7 +97,8 @@ def _write_data(
         file.write(chunk)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` survive a loss of power."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

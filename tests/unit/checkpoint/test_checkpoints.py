@@ -266,6 +266,33 @@ def test_tensors_that_would_change_the_numbers_are_refused(golden: Path, tmp_pat
         Checkpoint.open(copy)
 
 
+def test_columns_that_are_no_multiple_of_the_group(golden: Path, tmp_path: Path) -> None:
+    copy = copy_checkpoint(golden / "mistral-mxfp4-ct", tmp_path)
+    edit_json(copy / "config.json", lambda config: config.update(intermediate_size=100))
+
+    def cut(tensors: Tensors) -> None:
+        for name in [name for name in tensors if "gate_proj" in name or "up_proj" in name]:
+            dtype, array = tensors[name]
+            tensors[name] = (dtype, array[:100])
+
+    edit_tensors(copy, cut)
+    with pytest.raises(MalformedCheckpoint, match="has 100 columns; mxfp4 needs a multiple of 32"):
+        Checkpoint.open(copy)
+
+
+def test_an_expert_stored_twice_is_refused(tmp_path: Path) -> None:
+    model = RandomCheckpoint(architecture="MixtralForCausalLM", num_experts=2, num_layers=1)
+    directory = model.write(tmp_path)
+    prefix = "model.layers.0.block_sparse_moe.experts.0"
+
+    def double(tensors: Tensors) -> None:
+        tensors[f"{prefix}.up_proj.weight_packed"] = tensors[f"{prefix}.w3.weight_packed"]
+
+    edit_tensors(directory, double)
+    with pytest.raises(MalformedCheckpoint, match="holds the same module twice"):
+        Checkpoint.open(directory)
+
+
 def test_fused_experts_are_named(tmp_path: Path) -> None:
     model = RandomCheckpoint(architecture="MixtralForCausalLM", num_experts=2, num_layers=1, layout="plain")
     directory = model.write(tmp_path)

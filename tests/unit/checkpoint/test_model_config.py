@@ -128,6 +128,11 @@ def test_sliding_window(tmp_path: Path, architecture: str, window, expected) -> 
         ({"hidden_act": "gelu"}, UnsupportedCheckpoint, "hidden_act is 'gelu'"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, UnsupportedCheckpoint, "rope type 'yarn'"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, UnsupportedCheckpoint, "'dynamic'"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0}},
+            MalformedCheckpoint,
+            "high_freq_factor 4.0 must be above low_freq_factor 4.0",
+        ),
         ({"rope_scaling": {"type": "linear"}}, MalformedCheckpoint, "needs factor"),
         ({"rope_scaling": {"type": "linear", "factor": -1.0}}, MalformedCheckpoint, "factor.*greater than 0"),
         ({"rope_scaling": "linear"}, MalformedCheckpoint, "expected an object or null"),

@@ -147,6 +147,7 @@ def test_fp8_kv_cache_is_noted(tmp_path: Path) -> None:
         (ct(ct_group(), ignore=["re:("]), MalformedCheckpoint, r"'\(' is no regular expression"),
         (ct(ct_group(), ignore=["re:(a+)+b"]), UnsupportedCheckpoint, "too complex"),
         (ct(ct_group(), ignore=["re:" + "a" * 501]), UnsupportedCheckpoint, "too complex"),
+        (ct(ct_group(), ignore=["re:" + ".*" * 6]), UnsupportedCheckpoint, "too complex"),
         (modelopt(quant_algo="NVFP4_AWQ"), UnsupportedCheckpoint, "quant_algo is 'NVFP4_AWQ'"),
         (modelopt(group_size=32), UnsupportedCheckpoint, "group_size is 32; NVFP4 has 16"),
         (modelopt(kv_cache_quant_algo="NVFP4"), UnsupportedCheckpoint, "KV cache quantisation 'NVFP4'"),
