@@ -18,6 +18,7 @@ from engines.errors import (
     EngineDead,
     EngineError,
     EngineUnavailable,
+    GenerationFailed,
     InvalidRequest,
     Overloaded,
     PromptTooLong,
@@ -120,6 +121,7 @@ _KINDS: dict[type[BaseException], ErrorKind] = {
     CheckpointError: ErrorKind(503, "server_error", "engine_unavailable", "engine"),
     EngineUnavailable: ErrorKind(503, "server_error", "engine_unavailable", "engine"),
     EngineDead: ErrorKind(503, "server_error", "engine_unavailable", "engine"),
+    GenerationFailed: ErrorKind(500, "server_error", "generation_failed", "generation_failed"),
     EngineError: _INTERNAL,
     Exception: _INTERNAL,
 }

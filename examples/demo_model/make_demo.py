@@ -16,8 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from engines.checkpoint.safetensors_writer import write_safetensors
 from examples.demo_model import recipe
 
 RECIPE_VERSION = 1
@@ -86,7 +85,7 @@ def _write_files(directory: Path, seed: int) -> None:
     _write_json(
         directory / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "use_cache": True}
     )
-    _write_safetensors(directory / "model.safetensors", recipe.random_weights(seed))
+    _write_weights(directory / "model.safetensors", recipe.random_weights(seed))
     (directory / "README.md").write_text(_readme(seed), encoding="utf-8")
 
 
@@ -99,22 +98,12 @@ def _readme(seed: int) -> str:
     )
 
 
-def _write_safetensors(path: Path, tensors: recipe.Tensors) -> None:
-    """Header length, JSON header padded to 8 bytes, data in the header's order."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    num_bytes = 0
-    for name, (dtype, array) in tensors.items():
-        offsets = [num_bytes, num_bytes + array.nbytes]
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": offsets}
-        num_bytes += array.nbytes
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
-        for _, array in tensors.values():
-            little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            file.write(np.ascontiguousarray(little_endian).tobytes())
+def _write_weights(path: Path, tensors: recipe.Tensors) -> None:
+    entries = [
+        (name, dtype, array.shape, array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+        for name, (dtype, array) in tensors.items()
+    ]
+    write_safetensors(path, entries, {"format": "pt"})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

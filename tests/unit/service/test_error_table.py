@@ -34,6 +34,7 @@ class LaterSubclass(engine_errors.PromptTooLong):
         (engine_errors.NoFreeBlocks("m"), 429, "slow_down"),
         (engine_errors.EngineDead("m"), 503, "engine_unavailable"),
         (engine_errors.EngineError("m"), 500, "internal_error"),
+        (engine_errors.GenerationFailed("m"), 500, "generation_failed"),
         (HTTPException(404), 404, "not_found"),
         (HTTPException(418), 418, None),
         (ValueError("m"), 500, "internal_error"),
