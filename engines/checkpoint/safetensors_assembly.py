@@ -47,8 +47,8 @@ class SafetensorsAssembly:
                 raise ValueError(f"{self.path}: is another file than the one to be continued")
             return
         os.ftruncate(self._descriptor, 0)
-        os.posix_fallocate(self._descriptor, 0, size)
         _write_all(self._descriptor, start, 0)
+        os.posix_fallocate(self._descriptor, 0, size)  # last: a file of its final size has its header
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Put the little-endian, row-major bytes of tensor `name` in place.
