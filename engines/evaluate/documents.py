@@ -1,0 +1,201 @@
+"""Texts for measuring and calibrating: a plain text file, or JSON lines of text, messages or input_ids."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.checkpoint.json_file import require_regular_file
+from engines.errors import CheckpointError, InvalidRequest, MalformedCheckpoint
+
+TOKENIZER_FILE = "tokenizer.json"
+_FIELDS = ("text", "messages", "input_ids")
+_TEXT_LIMIT_BYTES = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text as token ids. `source` says where it comes from, e.g. "held-out.jsonl, line 3"."""
+
+    source: str
+    token_ids: tuple[int, ...]
+
+
+class TextEncoder:
+    """Texts and conversations to token ids, with the tokenizer and chat template of one checkpoint.
+
+    The files are read when the first text needs them: input_ids need no tokenizer.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._tokenizer: Any = None
+
+    @property
+    def available(self) -> bool:
+        """Whether the checkpoint has a tokenizer at all."""
+        return (self._directory / TOKENIZER_FILE).is_file()
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The ids of a text, with what the tokenizer puts around one (BOS). Raises MalformedCheckpoint."""
+        return tuple(self._load().backend_tokenizer.encode(text, add_special_tokens=True).ids)
+
+    def encode_messages(self, messages: Sequence[Any]) -> tuple[int, ...]:
+        """The ids of a whole conversation under the chat template, which writes BOS itself.
+
+        Raises InvalidRequest when the template is missing or refuses the messages.
+        """
+        tokenizer = self._load()
+        if not tokenizer.chat_template:
+            raise InvalidRequest(
+                f"{self._directory}: has no chat template, which `messages` need; use lines with `text`"
+            )
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+        # A template is a program of the checkpoint's author and can raise anything.
+        except Exception as error:
+            raise InvalidRequest(f"the chat template refuses the messages: {_one_line(error)}") from error
+        return tuple(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def token_text(self, token_id: int) -> str | None:
+        """A token's text for display; None when the checkpoint has no usable tokenizer."""
+        try:
+            return str(self._load().backend_tokenizer.decode([token_id], skip_special_tokens=False))
+        except CheckpointError:
+            return None
+
+    def _load(self) -> Any:
+        if self._tokenizer is None:
+            self._tokenizer = _load_tokenizer(self._directory)
+        return self._tokenizer
+
+
+def read_documents(path: Path, encoder: TextEncoder) -> Iterator[Document]:
+    """The documents of `path`: each line of a .jsonl file is one, any other file is one as a whole.
+
+    A line is an object with exactly one of `text`, `messages` and `input_ids`; other fields are ignored.
+    Raises InvalidRequest naming the line, when the iterator reaches it.
+    """
+    _require_readable(path)
+    if path.suffix != ".jsonl":
+        yield Document(path.name, encoder.encode(_read_text(path)))
+        return
+    num_documents = 0
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    num_documents += 1
+                    yield _parse_line(f"{path.name}, line {number}", line, encoder)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from None
+    if num_documents == 0:
+        raise InvalidRequest(f"{path}: holds no line; expected JSON objects with text, messages or input_ids")
+
+
+def read_shared_documents(path: Path, a: TextEncoder, b: TextEncoder) -> Iterator[Document]:
+    """The documents of `path` for two models whose tokenizers have to agree; one tokenizer is enough.
+
+    Raises InvalidRequest, besides as `read_documents` does, where they make different tokens of a text.
+    """
+    if not (a.available and b.available):
+        yield from read_documents(path, a if a.available else b)
+        return
+    for by_a, by_b in zip(read_documents(path, a), read_documents(path, b), strict=True):
+        if by_a.token_ids != by_b.token_ids:
+            raise InvalidRequest(
+                f"{by_a.source}: the two checkpoints' tokenizers make different tokens of it; only models "
+                "over the same tokens can be compared"
+            )
+        yield by_a
+
+
+def _require_readable(path: Path) -> None:
+    try:
+        size = require_regular_file(path)
+    except MalformedCheckpoint as error:
+        raise InvalidRequest(str(error).replace("; is the download complete?", "")) from None
+    if path.suffix != ".jsonl" and size > _TEXT_LIMIT_BYTES:
+        raise InvalidRequest(f"{path}: has {size} bytes; split a text of more than {_TEXT_LIMIT_BYTES}")
+    if not os.access(path, os.R_OK):
+        raise InvalidRequest(f"{path}: may not be read; check its permissions")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from None
+    if not text:
+        raise InvalidRequest(f"{path}: is empty; expected text")
+    return text
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> InvalidRequest:
+    return InvalidRequest(f"{path}: is not UTF-8 ({error.reason}); expected a text file")
+
+
+def _parse_line(source: str, line: str, encoder: TextEncoder) -> Document:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{source}: is not valid JSON: {error}") from None
+    present = [name for name in _FIELDS if isinstance(value, dict) and name in value]
+    if len(present) != 1:
+        raise InvalidRequest(
+            f"{source}: expected an object with exactly one of text, messages and input_ids; "
+            f"got {', '.join(present) or 'none of them'}"
+        )
+    field = value[present[0]]
+    if present[0] == "text":
+        if not isinstance(field, str):
+            raise InvalidRequest(f"{source}: text is {field!r:.60}; expected a string")
+        return Document(source, encoder.encode(field))
+    if present[0] == "messages":
+        if not isinstance(field, list) or not all(isinstance(message, dict) for message in field):
+            raise InvalidRequest(f"{source}: messages is {field!r:.60}; expected a list of objects")
+        return Document(source, _with_source(source, field, encoder))
+    if not isinstance(field, list) or not all(type(token_id) is int for token_id in field):
+        raise InvalidRequest(f"{source}: input_ids is {field!r:.60}; expected a list of token ids")
+    return Document(source, tuple(field))
+
+
+def _with_source(source: str, messages: list[Any], encoder: TextEncoder) -> tuple[int, ...]:
+    try:
+        return encoder.encode_messages(messages)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{source}: {error}") from error
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    if not (directory / TOKENIZER_FILE).is_file():
+        raise MalformedCheckpoint(
+            f"{directory}: has no tokenizer.json, which text and messages need; add the model's tokenizer "
+            "files, or use JSON lines with input_ids"
+        )
+    # transformers prints an advisory about PyTorch on import; this is its own switch for that.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False, use_fast=True
+        )
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # Whatever the files hold, the answer is one kind of error; a Rust panic comes as a BaseException.
+    except BaseException as error:
+        raise MalformedCheckpoint(f"{directory}: cannot load the tokenizer: {_one_line(error)}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise MalformedCheckpoint(f"{directory}: the tokenizer has no fast form; expected a tokenizer.json")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
