@@ -39,8 +39,8 @@ format: $(VENV)/.installed-test
 
 # The kernels' own tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 cpp-test:
-	cmake -S . -B build/sanitize -DNYBBLE_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
-	cmake --build build/sanitize --target kernel_tests
+	cmake -S . -B build/sanitize -DNYBBLE_PYTHON=OFF -DNYBBLE_KERNEL_TESTS=ON -DNYBBLE_SANITIZE=ON
+	cmake --build build/sanitize --parallel 2
 	build/sanitize/kernel_tests
 
 $(VENV)/bin/python:

@@ -23,7 +23,7 @@ class SamplingParams:
     """How the next token is chosen and when to stop.
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch that filter off.
-    `num_logprobs` None asks for none, 0 for the sampled token's only, k for the k likeliest besides.
+    `num_logprobs` None asks for none, 0 for the sampled token's only, k also for the k likeliest tokens.
     `num_prompt_logprobs` is the same for the prompt's tokens.
     Log-probabilities are those of the unmodified model distribution (before temperature and penalties).
     """
@@ -60,7 +60,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log-probability of one token, its rank (1 is the likeliest), and the likeliest alternatives, best first."""
+    """Log-probability of one token, its rank (1 is the likeliest), and the likeliest tokens, best first."""
 
     token_id: int
     logprob: float

@@ -1,1 +1,1 @@
-"""Our own runtime for FP4 checkpoints on a CPU: engine loop, model runner, models, sampler and C++ kernels."""
+"""Our own runtime for FP4 checkpoints on a CPU: engine loop, models, sampler and C++ kernels."""

@@ -1,4 +1,4 @@
-"""The thread that runs the engine core: takes commands between steps, steps while there is work, sleeps else."""
+"""The thread that runs the engine core: commands between steps, steps while there is work, else sleep."""
 
 from __future__ import annotations
 

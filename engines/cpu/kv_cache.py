@@ -45,9 +45,10 @@ class KvCacheShape:
         needed = -(-max_model_len // self.block_size)
         if num_blocks < needed:
             raise StartFailed(
-                f"the KV cache has {memory_bytes / 2**20:,.0f} MiB, room for {num_blocks * self.block_size:,} "
-                f"tokens, but one sequence of max_model_len {max_model_len:,} needs "
-                f"{needed * self.block_bytes / 2**20:,.0f} MiB; raise --kv-cache-memory or lower --max-model-len"
+                f"the KV cache has {memory_bytes / 2**20:,.1f} MiB, room for "
+                f"{num_blocks * self.block_size:,} tokens, but one sequence of max_model_len "
+                f"{max_model_len:,} needs {needed * self.block_bytes / 2**20:,.1f} MiB; "
+                "raise --kv-cache-memory or lower --max-model-len"
             )
         return num_blocks
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding tables (Su et al., RoFormer, arXiv 2104.09864), with Llama 3's frequency scaling."""
+"""Rotary position embedding tables (RoFormer, arXiv 2104.09864), with Llama 3's frequency scaling."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Decoder:
         return self._head.num_rows
 
     def forward(self, batch: ForwardBatch, cache: KvCache) -> Float32Array:
-        """Logits of `batch.logits_rows`, float32 [num_logits_rows, vocab_size]; fills `cache` for all rows."""
+        """Logits of `batch.logits_rows`, float32 [num_logits_rows, vocab_size]; fills `cache`."""
         num_rows, hidden_size = batch.token_ids.size, self._embedding.shape[1]
         scratch = self._workspace
         x = scratch.array("residual", (num_rows, hidden_size))
