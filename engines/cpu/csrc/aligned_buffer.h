@@ -23,8 +23,13 @@ class AlignedBuffer {
   std::size_t num_bytes() const { return num_bytes_; }
 
  private:
+  void map_pages();
+  void release();
+
   std::uint8_t* data_ = nullptr;
   std::size_t num_bytes_ = 0;
+  void* mapping_ = nullptr;  // large buffers
+  std::size_t mapped_bytes_ = 0;
 };
 
 }  // namespace nybble

@@ -185,8 +185,8 @@ void paged_attention(const AttentionArgs& args, const AttentionBatch& batch) {
   const KernelTable& table = kernels();
   // Heads vary fastest: neighbours read the same blocks, and late (long) rows spread over the threads.
   parallel_for(num_units, cost, [&](std::int64_t begin, std::int64_t end) {
-    const AlignedBuffer workspace(workspace_bytes);
-    auto* floats = reinterpret_cast<float*>(const_cast<std::uint8_t*>(workspace.data()));
+    AlignedBuffer workspace(workspace_bytes);
+    auto* floats = reinterpret_cast<float*>(workspace.data());
     for (std::int64_t i = begin; i < end; ++i) {
       table.attention(args, units[static_cast<std::size_t>(i / num_kv_heads)], i % num_kv_heads, floats);
     }

@@ -102,7 +102,7 @@ def test_mxfp4_matches_the_reference(isa: str, rng: np.random.Generator) -> None
 
 
 @pytest.mark.parametrize("modelopt", [False, True])
-@pytest.mark.parametrize("input_scale", [1.0, 0.0371, 812.25, 3.0e-38, 1.0e36])
+@pytest.mark.parametrize("input_scale", [0.0, 1.0, 0.0371, 812.25, 3.0e-38, 1.0e36])
 def test_nvfp4_matches_the_reference(
     isa: str, rng: np.random.Generator, modelopt: bool, input_scale: float
 ) -> None:
