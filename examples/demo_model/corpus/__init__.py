@@ -1,0 +1,1 @@
+"""The generated corpus of the demo models: pure Python, deterministic from a seed, all written for it."""
