@@ -13,6 +13,7 @@ from rich.text import Text
 
 from engines.checkpoint.inspection import Inspection
 from engines.checkpoint.inspection import inspect as inspect_checkpoint
+from engines.cli_convert import register as register_convert
 from engines.cli_evaluate import register as register_evaluate
 from engines.errors import EngineError
 
@@ -23,6 +24,7 @@ def register(app: typer.Typer) -> None:
     """Add the offline commands to `app`."""
     app.command("inspect")(inspect)
     register_evaluate(app)
+    register_convert(app)
 
 
 def inspect(
