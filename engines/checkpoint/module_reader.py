@@ -150,7 +150,7 @@ class ModuleReader:
             f"{name}.weight_scale", scale_dtypes, [(num_rows, num_columns // group_size)]
         )
         scales = self._tensors.view(scales_info.name)
-        _require_no_nan_scale(scales_info, scales, group.format)
+        _require_scales(scales_info, scales, group.format)
         global_name = f"{name}.weight_scale_2" if is_modelopt else f"{name}.weight_global_scale"
         input_name = f"{name}.input_scale" if is_modelopt else f"{name}.input_global_scale"
         if group.format == "mxfp4":
@@ -211,9 +211,16 @@ def _require_finite(info: TensorInfo, values: NDArray[Any]) -> None:
         raise MalformedCheckpoint(f"{info}: holds NaN or infinity; expected finite numbers")
 
 
-def _require_no_nan_scale(info: TensorInfo, scales: NDArray[np.uint8], format: str) -> None:
-    has_nan = bool(scales.max() == e8m0.NAN) if format == "mxfp4" else e4m3.has_nan(scales)
-    if has_nan:
+_LARGEST_E4M3_SCALE = 0x7E  # 448; above it lie NaN and the negative numbers
+
+
+def _require_scales(info: TensorInfo, scales: NDArray[np.uint8], format: str) -> None:
+    """One pass over the bytes: E8M0 has a NaN at the top, E4M3 everything that is no scale."""
+    largest = int(scales.max())
+    if largest <= (e8m0.NAN - 1 if format == "mxfp4" else _LARGEST_E4M3_SCALE):
+        return
+    if format == "mxfp4" or e4m3.has_nan(scales):
         raise MalformedCheckpoint(
             f"{info}: holds a NaN scale; expected numbers (quantised from NaN weights?)"
         )
+    raise MalformedCheckpoint(f"{info}: holds a negative scale, byte 0x{largest:02x}; expected 0 or more")

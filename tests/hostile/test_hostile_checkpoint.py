@@ -233,6 +233,7 @@ NVFP4_EDITS: dict[str, tuple[Callable[[Tensors], None], str]] = {
     ),
     "scale 0x7f is NaN": (poke(SCALE, 0x7F), "holds a NaN scale"),
     "scale 0xff is NaN": (poke(SCALE, 0xFF), "holds a NaN scale"),
+    "scale 0xb8 is -1": (poke(SCALE, 0xB8), "holds a negative scale, byte 0xb8"),
     "two global scales": (
         replace(GLOBAL, "F32", np.ones(2, np.float32)),
         r"\[2\]; expected F32 \[1\] or \[\]",
