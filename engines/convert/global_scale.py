@@ -81,6 +81,8 @@ def scales_in_use(scales: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def _candidates(scale: float) -> list[tuple[int, np.float32]]:
     """The nearest reciprocal and its neighbours, with their distance in units of the last place."""
     nearest = np.float32(reciprocal(scale))
+    if not (np.isfinite(nearest) and nearest > 0):
+        return []
     found = [(0, nearest)]
     for direction in (np.float32(np.inf), np.float32(0)):
         neighbour = nearest

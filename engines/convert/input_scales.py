@@ -16,6 +16,7 @@ from engines.convert.options import Target
 from engines.cpu.linear import Linear, LinearOptions, build_linear
 from engines.cpu.workspace import Workspace
 from engines.evaluate.logits import SequenceModel
+from engines.fp4 import bfloat16
 from engines.fp4.nvfp4 import Convention, global_scale_compressed_tensors
 
 _EXPERT = re.compile(r"(?P<layer>.*\.experts)\.\d+\.(?P<part>\w+)")
@@ -74,7 +75,12 @@ def observe_input_maxima(
 
 
 def stored_input_scale(amax: float, target: Target, *, bfloat16_model: bool) -> float:
-    """What the target's library stores for a calibrated maximum (fp4-formats sections 3 and 4)."""
+    """What the target's library stores for a calibrated maximum (fp4-formats sections 3 and 4).
+
+    A library observes activations in the model's dtype, so the maximum of a bfloat16 model is rounded to it.
+    """
+    if bfloat16_model:
+        amax = float(bfloat16.round_trip(np.array([amax], np.float32))[0])
     if target.convention is Convention.MODELOPT:
         return float(np.float32(amax) / _LARGEST)
     return global_scale_compressed_tensors(np.array([amax], np.float32), bfloat16_model=bfloat16_model)

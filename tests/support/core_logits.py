@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from engines.checkpoint.checkpoint import Checkpoint
-from engines.cpu.forward_batch import ForwardBatch
 from engines.cpu.kv_cache import KvCache, KvCacheShape
 from engines.cpu.linear import LinearOptions
 from engines.cpu.models.loader import load_decoder
+from engines.evaluate.logits import sequence_batch
 
 BLOCK_SIZE = 8
 
@@ -29,15 +29,9 @@ def all_logits(
     table = np.arange(num_blocks, dtype=np.int64)[::-1] + 2  # neither in order nor from zero
     rows = []
     for start in range(0, len(token_ids), chunk):
-        positions = np.arange(start, min(start + chunk, len(token_ids)), dtype=np.int64)
-        batch = ForwardBatch(
-            token_ids=np.asarray(token_ids, np.int32)[positions],
-            positions=positions,
-            slots=table[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE,
-            block_tables=table.astype(np.int32)[None, :],
-            query_starts=np.array([0, positions.size], np.int32),
-            context_lens=np.array([positions[-1] + 1], np.int32),
-            logits_rows=np.arange(positions.size, dtype=np.int64),
-        )
+        end = min(start + chunk, len(token_ids))
+        wanted = np.arange(end - start, dtype=np.int64)
+        ids = np.asarray(token_ids, np.int32)
+        batch = sequence_batch(ids, start, end, table.astype(np.int32), BLOCK_SIZE, wanted)
         rows.append(model.forward(batch, cache))
     return np.concatenate(rows)
