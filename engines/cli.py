@@ -15,6 +15,7 @@ from engines.checkpoint.inspection import Inspection
 from engines.checkpoint.inspection import inspect as inspect_checkpoint
 from engines.cli_convert import register as register_convert
 from engines.cli_evaluate import register as register_evaluate
+from engines.cli_quantize import register as register_quantize
 from engines.errors import EngineError
 
 _GIB = 1024**3
@@ -23,6 +24,7 @@ _GIB = 1024**3
 def register(app: typer.Typer) -> None:
     """Add the offline commands to `app`."""
     app.command("inspect")(inspect)
+    register_quantize(app)
     register_evaluate(app)
     register_convert(app)
 

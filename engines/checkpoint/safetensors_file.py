@@ -117,6 +117,11 @@ class SafetensorsFile:
             flat.setflags(write=False)
         return flat.reshape(info.shape)
 
+    def release_pages(self) -> None:
+        """Let go of the file's pages in memory; views stay valid and read them anew."""
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
 
 def _parse_metadata(path: Path, metadata: object) -> Mapping[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

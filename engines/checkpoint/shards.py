@@ -45,6 +45,16 @@ class TensorDirectory(Mapping[str, TensorInfo]):
         """The tensor `name` as `SafetensorsFile.view` gives it. Raises KeyError."""
         return self._files[name].view(name)
 
+    def release_pages(self) -> None:
+        """Let go of the files' pages in memory, after a part of a large model has been read through."""
+        for file in {id(file): file for file in self._files.values()}.values():
+            file.release_pages()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The weight files, in the order of their names."""
+        return tuple(sorted({file.path for file in self._files.values()}))
+
 
 def _open_shards(directory: Path) -> dict[str, SafetensorsFile]:
     index_path = directory / INDEX_FILE

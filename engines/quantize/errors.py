@@ -22,7 +22,7 @@ class InvalidOptions(QuantizeError):
 
 
 class CalibrationError(QuantizeError):
-    """The calibration file is unreadable, malformed or too small, or gives activations that are not finite."""
+    """The calibration file cannot be read or used, or its samples give activations that are not finite."""
 
 
 class WeightError(QuantizeError):

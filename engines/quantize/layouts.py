@@ -23,7 +23,7 @@ _DTYPE_ORDER = ("F32", "BF16", "F16", "F8_E4M3", "U8")
 
 
 def output_name(module: str, layout: str) -> str:
-    """The name of a source module in the output: experts as llm-compressor or the hub (modelopt) spell them."""
+    """The name of a source module in the output: experts as llm-compressor or the hub call them."""
     router = _ROUTER.fullmatch(module)
     if router is not None:
         return f"{router['layer']}.block_sparse_moe.gate"
