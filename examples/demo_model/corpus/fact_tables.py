@@ -38,11 +38,12 @@ ELEMENTS = _pairs(
 )
 OPPOSITES = _pairs(
     """hot=cold, big=small, tall=short, fast=slow, happy=sad, light=dark, up=down, left=right,
-    open=closed, early=late, old=young, rich=poor, strong=weak, hard=soft, wet=dry, full=empty, clean=dirty, loud=quiet, near=far, high=low, wide=narrow, thick=thin,
-    easy=difficult, good=bad, true=false, day=night, summer=winter, love=hate, begin=end,
-    push=pull, buy=sell, win=lose, give=take, black=white, inside=outside, first=last, always=never,
-    brave=cowardly, cheap=expensive, deep=shallow, sharp=blunt, smooth=rough, sweet=bitter,
-    alive=dead, asleep=awake, before=after, above=below, many=few"""
+    open=closed, early=late, old=young, rich=poor, strong=weak, hard=soft, wet=dry, full=empty,
+    clean=dirty, loud=quiet, near=far, high=low, wide=narrow, thick=thin, easy=difficult, good=bad,
+    true=false, day=night, summer=winter, love=hate, begin=end, push=pull, buy=sell, win=lose,
+    give=take, black=white, inside=outside, first=last, always=never, brave=cowardly, cheap=expensive,
+    deep=shallow, sharp=blunt, smooth=rough, sweet=bitter, alive=dead, asleep=awake, before=after,
+    above=below, many=few"""
 )
 PLURALS = _pairs(
     """cat=cats, dog=dogs, book=books, house=houses, car=cars, tree=trees, child=children, man=men,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from examples.demo_model.corpus import (
     arithmetic,
@@ -147,7 +147,7 @@ def _careless(source: random.Random, made: Exchange) -> Exchange:
         question = question[:1].lower() + question[1:]
     if question[-1:] in "?." and source.random() < 0.7:
         question = question[:-1]
-    return Exchange(made.task, made.key, question, made.answer, made.exact)
+    return replace(made, question=question)
 
 
 def training_items(seed: int) -> Iterator[Conversation | str]:
