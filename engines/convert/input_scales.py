@@ -64,8 +64,13 @@ def observe_input_maxima(
 
     longest = max(map(len, samples))
     model = SequenceModel.load(checkpoint, longest, activations="bf16", numerics="reference", build=build)
+    head_is_fp4 = isinstance(checkpoint.linear("lm_head"), Fp4Tensors)
     for sample in samples:
-        model.run(sample)
+        if head_is_fp4:
+            for _ in model.logits(sample):
+                pass
+        else:
+            model.run(sample)
         progress(len(sample))
     return {
         module.name: _require_usable(module.name, maxima.get(_shared_key(module.name), 0.0))
