@@ -2,8 +2,8 @@
 
 Needs PyTorch besides the project's own dependencies. Seeded; with the recorded number of steps, the same
 version of PyTorch and the same number of threads the result is the same. The learning rate rises, stays, and
-falls to zero over the last third; `--steps` in DIR/steps.txt may be edited while training, until the fall has
-begun, to fit the time there is.
+falls to zero over the last two thirds. The number in DIR/steps.txt may be edited while training, until the
+fall has begun, to fit the time there is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from examples.demo_model.tokenizer import train_tokenizer
 ROW_LENGTH = 256
 LONG_EVERY = 16
 WARM_UP_STEPS = 40
-FALLING_SHARE = 0.35
+FALLING_SHARE = 0.65
 MUON_LEARNING_RATE = 0.02
 ADAMW_LEARNING_RATE = 0.004
 WEIGHT_DECAY = 0.1
