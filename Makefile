@@ -7,7 +7,7 @@ DEMO ?= demo/mistral-mxfp4
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find engines/cpu/csrc -type f 2>/dev/null)
 
-.PHONY: serve test check format cpp-test clean
+.PHONY: serve test check format cpp-test interop clean
 
 # Serve the built-in demo checkpoint on port $(PORT).
 serve: $(VENV)/.installed
@@ -42,6 +42,18 @@ cpp-test:
 	cmake -S . -B build/sanitize -DNYBBLE_PYTHON=OFF -DNYBBLE_KERNEL_TESTS=ON -DNYBBLE_SANITIZE=ON
 	cmake --build build/sanitize --parallel 2
 	build/sanitize/kernel_tests
+
+# Optional: our checkpoints in transformers + compressed-tensors (torch, in an environment of its own), and their
+# logits beside ours. Further checkpoints: make interop CHECKPOINTS="DIR ...".
+INTEROP_VENV ?= .venv-interop
+interop: $(VENV)/.installed $(INTEROP_VENV)/.installed
+	PYTHONPATH=. $(BIN)/python tests/interop/check_transformers.py \
+	  --python $(abspath $(INTEROP_VENV))/bin/python $(CHECKPOINTS)
+
+$(INTEROP_VENV)/.installed: tests/interop/requirements.txt
+	$(PYTHON) -m venv $(INTEROP_VENV)
+	$(INTEROP_VENV)/bin/python -m pip install --quiet --requirement $<
+	touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

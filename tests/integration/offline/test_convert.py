@@ -18,7 +18,7 @@ from engines.checkpoint.tensors import DenseTensors, Fp4Tensors
 from engines.convert import conversion
 from engines.convert.conversion import ConversionReport, convert
 from engines.convert.errors import DestinationError, NoInputScales, NotLossless
-from engines.convert.input_scales import observe_input_maxima
+from engines.convert.input_scales import observe_input_maxima, stored_input_scale
 from engines.convert.options import ConvertOptions, Target
 from engines.errors import InvalidRequest, UnsupportedCheckpoint
 from engines.quantize.options import CalibrationOptions
@@ -194,6 +194,30 @@ def test_every_module_keeps_its_numbers(tmp_path: Path, name: str, target: Targe
         assert one.bias is None or np.array_equal(one.bias, other.bias)
 
 
+@pytest.mark.parametrize("part", ["self_attn.k_proj", "mlp.up_proj"])
+def test_layers_that_servers_fuse_share_their_global_scale(tmp_path: Path, part: str) -> None:
+    source = RandomCheckpoint().write(tmp_path / "source")
+    lowered = f"model.layers.0.{part}.weight_scale"
+    edit_tensors(source, lambda tensors: np.subtract(tensors[lowered][1], 5, out=tensors[lowered][1]))
+    run_convert(source, tmp_path / "out", CT, weight_only=True)
+    tensors = read_tensors(tmp_path / "out")
+    for fused in (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("mlp.gate_proj", "mlp.up_proj"),
+    ):
+        names = [f"model.layers.0.{name}.weight_global_scale" for name in fused]
+        assert len({float(tensors[name][0]) for name in names}) == 1
+    assert tensors[lowered].astype(np.float32).max() < 16  # while gate's, and q's, reach 256
+
+
+def test_a_tied_head_is_named_as_unquantised(tmp_path: Path) -> None:
+    """It is no tensor of the files, but a Linear to the libraries that load them."""
+    source = RandomCheckpoint(architecture="LlamaForCausalLM", tie_word_embeddings=True).write(tmp_path / "a")
+    run_convert(source, tmp_path / "out", CT, weight_only=True)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization_config"]["ignore"] == ["lm_head"]
+
+
 def test_weight_only_keeps_activations_unquantised(golden: Path, tmp_path: Path) -> None:
     run_convert(golden / "mistral-mxfp4-ct", tmp_path / "out", CT, weight_only=True)
     checkpoint = Checkpoint.open(tmp_path / "out")
@@ -230,6 +254,10 @@ def test_calibration_observes_what_each_layer_reads(golden: Path, calibration_id
         maxima = observe_input_maxima(Checkpoint.open(golden / name), calibration_ids)
         q, k = (maxima[f"model.layers.0.self_attn.{part}_proj"] for part in "qk")
         assert q == k == pytest.approx(expected, rel=2**-8)
+        first = Checkpoint.open(golden / name).linear("model.layers.0.self_attn.q_proj")
+        assert isinstance(first, Fp4Tensors)
+        target = MODELOPT if "modelopt" in name else CT
+        assert stored_input_scale(q, target, bfloat16_model=True) == first.input_scale
         if "mixtral" in name:
             down = {maxima[f"model.layers.1.block_sparse_moe.experts.{e}.w2"] for e in range(4)}
             assert len(down) == 1

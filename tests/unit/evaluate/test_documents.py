@@ -38,7 +38,7 @@ def test_lines_of_all_three_kinds(tmp_path: Path, encoder: TextEncoder) -> None:
     assert chat == Document("mixed.jsonl, line 3", encoder.encode_messages(messages))
     assert ids == Document("mixed.jsonl, line 5", (5, 6, 7))
     shown = "".join(encoder.token_text(token) or "" for token in chat.token_ids)
-    assert shown.index("Hi") < shown.index("Hello")
+    assert shown == "<s>[INST] Hi [/INST] Hello</s>"  # one BOS, the template's
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,20 @@ def test_input_ids_need_no_tokenizer(tmp_path: Path) -> None:
     path.write_text('{"text": "a"}\n')
     with pytest.raises(MalformedCheckpoint, match=r"no tokenizer\.json.*input_ids"):
         read(path, encoder)
+
+
+def test_a_conversation_asks_for_no_answer(golden: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((golden / "base-mistral" / name).read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(
+        "{{ messages[0].content }}{% if add_generation_prompt %}answer:{% endif %}"
+    )
+    encoder = TextEncoder(tmp_path)
+    ids = encoder.encode_messages([{"role": "user", "content": "Hi"}])
+    assert "".join(encoder.token_text(token) or "" for token in ids) == "Hi"
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        TextEncoder(tmp_path).encode_messages([{"role": "user", "content": "Hi"}])
 
 
 def test_a_broken_tokenizer(tmp_path: Path) -> None:
