@@ -17,6 +17,8 @@ class EngineOptions:
     `activations`: "checkpoint" quantises activations as the checkpoint declares (W4A4); "bf16" does not.
     `numerics`: "fast" may use bfloat16 outside the FP4 operands; "reference" keeps float32 everywhere.
     `kv_cache_memory_bytes` None lets the engine choose. `num_threads` 0 means all physical cores.
+    `tensor_parallel_size` is the number of GPUs a model is split over. An engine that has made no progress
+    on running requests for `stall_timeout_seconds` (and the time their prompts may take) is given up.
     """
 
     checkpoint: Path | None = None
@@ -30,6 +32,8 @@ class EngineOptions:
     prefix_caching: bool = True
     num_threads: int = 0
     check_integrity: bool = False
+    tensor_parallel_size: int = 1
+    stall_timeout_seconds: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)

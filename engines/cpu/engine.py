@@ -12,9 +12,9 @@ from functools import partial
 from engines.base import Engine, EngineInfo, EngineOptions, EngineStats
 from engines.cpu.core import StepOutput
 from engines.cpu.engine_thread import EngineThread
-from engines.cpu.output_stream import OutputStream
 from engines.cpu.startup import load_core
 from engines.errors import EngineDead, EngineError, EngineUnavailable, InvalidRequest, StartFailed
+from engines.output_stream import OutputStream
 from engines.request import GenerationRequest, TokenOutput
 from engines.request_checks import check_request
 

@@ -1,4 +1,4 @@
-"""The asyncio end of one request: outputs arrive from the engine thread and are merged for a slow reader."""
+"""The asyncio end of one request: outputs arrive from the engine and are merged for a slow reader."""
 
 from __future__ import annotations
 

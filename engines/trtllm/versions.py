@@ -1,0 +1,76 @@
+"""What each release of TensorRT-LLM can do, of the things that differ between them.
+
+The public class and method names are the same from 1.0 on; what its samplers do is not. A field that a
+release takes without acting on it is treated as missing: a request that asks for it is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from packaging.version import InvalidVersion, Version
+
+from engines.errors import StartFailed
+
+OLDEST = Version("1.0.0")
+NEWEST_LINE = (1, 4)
+LAST_WITH_TENSORRT_ENGINES = Version("1.3.0rc20")
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What one release offers to the engine.
+
+    `priority`: generate_async takes one (0 to 1, more is sooner). `streaming_logprobs`: log-probabilities
+    come with the tokens they belong to, not only at the end. `max_num_logprobs` 0: the sampled token's only.
+    `tensorrt_engines`: directories made by trtllm-build can be loaded.
+    """
+
+    version: Version
+    priority: bool
+    streaming_logprobs: bool
+    max_num_logprobs: int
+    prompt_logprobs: bool
+    penalties: bool
+    min_p: bool
+    cache_salt: bool
+    tensorrt_engines: bool
+
+
+def features_of(version: str) -> Features:
+    """The features of the release called `version`. Raises StartFailed for one that is not supported.
+
+    Sources: the release notes of 1.2.0 (streaming log-probabilities), pull requests 6097 (1.0: the sampled
+    token's log-probability) and 7580 (1.2: log-probabilities of prompts), the sampling page of the
+    documentation of 1.0, 1.2, 1.3.0rc24 and 1.3.0rc26 (penalties are listed for 1.0's sampler and again
+    from 1.3.0rc24 on, not between), and the signatures of generate_async.
+    """
+    try:
+        parsed = Version(version)
+    except InvalidVersion:
+        raise StartFailed(
+            f"TensorRT-LLM calls itself {version!r}, which is no version; expected {supported_range()}"
+        ) from None
+    if parsed < OLDEST or parsed.release[:2] > NEWEST_LINE:
+        raise StartFailed(
+            f"TensorRT-LLM {version} is not supported; expected {supported_range()}. "
+            "Install another one, for instance `pip install tensorrt-llm==1.2.1`"
+        )
+    is_1_0 = parsed.release[:2] == (1, 0)
+    since_1_2 = parsed.release[:2] >= (1, 2)
+    return Features(
+        version=parsed,
+        priority=parsed > LAST_WITH_TENSORRT_ENGINES,
+        streaming_logprobs=since_1_2,
+        max_num_logprobs=20 if since_1_2 else 0,
+        prompt_logprobs=since_1_2,
+        penalties=is_1_0 or parsed >= Version("1.3.0rc24"),
+        min_p=is_1_0 or since_1_2,
+        cache_salt=since_1_2,
+        tensorrt_engines=parsed <= LAST_WITH_TENSORRT_ENGINES,
+    )
+
+
+def supported_range() -> str:
+    """The supported releases in words."""
+    return f"{OLDEST} to {'.'.join(map(str, NEWEST_LINE))}"
