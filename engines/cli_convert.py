@@ -68,8 +68,9 @@ def convert_command(
 
 def report_json(report: ConversionReport, options: ConvertOptions) -> dict[str, Any]:
     """source, destination, source_layout, target, num_fp4_modules, num_dense_modules, num_equal_in_float32,
-    num_equal_in_bfloat16, calibrated, output_bytes, seconds, left_out, changed [{name, equal_in_bfloat16,
-    max_error, relative_error}] (weights whose decoded float32 numbers differ)."""
+    num_equal_in_bfloat16, max_span (of MXFP4 exponents in a fused group, or null), calibrated, output_bytes,
+    seconds, left_out, changed [{name, equal_in_bfloat16, max_error, relative_error}] (weights whose decoded
+    float32 numbers differ)."""
     return {
         "source": str(options.source),
         "destination": str(options.destination),
@@ -79,6 +80,7 @@ def report_json(report: ConversionReport, options: ConvertOptions) -> dict[str, 
         "num_dense_modules": report.num_dense_modules,
         "num_equal_in_float32": report.num_equal_in_float32,
         "num_equal_in_bfloat16": report.num_equal_in_bfloat16,
+        "max_span": report.max_span,
         "calibrated": report.calibrated,
         "output_bytes": report.output_bytes,
         "seconds": round(report.seconds, 3),
@@ -106,6 +108,10 @@ def _show(report: ConversionReport, options: ConvertOptions) -> None:
         ("bit-equal in float32", f"{report.num_equal_in_float32} of {num_weights}"),
         ("bit-equal in bfloat16", f"{report.num_equal_in_bfloat16} of {num_weights}"),
     ]
+    if report.max_span is not None:
+        rows.append(
+            ("block scales", f"span at most {report.max_span} binades in a fused group; 17 are exact")
+        )
     worst = report.worst
     if worst is not None:
         difference = worst.difference

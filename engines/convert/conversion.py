@@ -29,6 +29,7 @@ from engines.convert.errors import ConversionError, NotLossless
 from engines.convert.input_scales import carried_input_scale, observe_input_maxima, stored_input_scale
 from engines.convert.options import ConvertOptions, Target
 from engines.convert.plan import InputScale, Plan, PlannedModule, check_source, make_plan
+from engines.convert.rewrites import ExponentRewrite
 from engines.convert.verification import WeightDifference, compare_weights
 from engines.quantize.calibration_data import read_samples
 from engines.quantize.layouts import METADATA, configuration_files, index_json
@@ -47,12 +48,17 @@ class ConvertedWeight:
 
 @dataclass(frozen=True, slots=True)
 class ConversionReport:
-    """`weights` in the order they were written. `left_out`: the source's tensors that belong to no module."""
+    """`weights` in the order they were written. `left_out`: the source's tensors that belong to no module.
+
+    `max_span`: binades of the widest fused group of MXFP4 block scales, of which 17 are exact; None without
+    MXFP4.
+    """
 
     source_layout: str
     target: Target
     weights: tuple[ConvertedWeight, ...]
     num_dense_modules: int
+    max_span: int | None
     calibrated: bool
     output_bytes: int
     left_out: tuple[str, ...]
@@ -102,11 +108,14 @@ def convert(options: ConvertOptions, progress: Progress = lambda *_: None) -> Co
                 f"{options.source}: its files changed while they were read; run the conversion again"
             )
         Checkpoint.open(aside)  # the reader's own checks, before anybody sees the result
+    rewrites = [module.rewrite for module in plan.modules]
+    spans = [rewrite.span for rewrite in rewrites if isinstance(rewrite, ExponentRewrite)]
     return ConversionReport(
         source_layout=checkpoint.layout.value,
         target=options.target,
         weights=tuple(writer.weights),
-        num_dense_modules=sum(module.rewrite is None for module in plan.modules),
+        num_dense_modules=rewrites.count(None),
+        max_span=max(spans, default=None),
         calibrated=options.calibration is not None,
         output_bytes=plan.output_bytes,
         left_out=plan.left_out,

@@ -39,10 +39,14 @@ class Rewrite(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExponentRewrite:
-    """MXFP4 to NVFP4 under the global scale 2^`exponent` (as a multiplier)."""
+    """MXFP4 to NVFP4 under the global scale 2^`exponent` (as a multiplier).
+
+    `span`: binades that the block scales of the fused group span.
+    """
 
     exponent: int
     convention: Convention
+    span: int
 
     def apply(self, source: Fp4Tensors) -> Fp4Tensors:
         blocks = rewrite_blocks(source, self.exponent, _ZERO_BLOCK_SCALES[self.convention])
@@ -96,11 +100,12 @@ def plan_rewrites(group: Sequence[Fp4Tensors], target: Convention, *, lossy: boo
     Raises NotLossless, unless `lossy`, naming the tensor that has no bit-equal form.
     """
     mxfp4 = [module for module in group if module.format == "mxfp4"]
-    exponent = _shared_exponent(mxfp4, lossy=lossy) if mxfp4 else 0
+    joint = _shared_range(mxfp4, lossy=lossy)
     rewrites: list[Rewrite] = []
     for module in group:
         if module.format == "mxfp4":
-            rewrites.append(ExponentRewrite(exponent, target))
+            span = joint.span if joint is not None else 0
+            rewrites.append(ExponentRewrite(global_exponent(joint), target, span))
         elif module.convention == target.value:
             rewrites.append(Unchanged())
         else:
@@ -110,12 +115,12 @@ def plan_rewrites(group: Sequence[Fp4Tensors], target: Convention, *, lossy: boo
     return rewrites
 
 
-def _shared_exponent(modules: Sequence[Fp4Tensors], *, lossy: bool) -> int:
+def _shared_range(modules: Sequence[Fp4Tensors], *, lossy: bool) -> ExponentRange | None:
     ranges = [exponent_range(module) for module in modules]
     joint = joint_range(ranges)
     if joint is not None and joint.span > MAX_SPAN and not lossy:
         raise NotLossless(_too_wide(modules, ranges, joint))
-    return global_exponent(joint)
+    return joint
 
 
 def _too_wide(

@@ -362,7 +362,7 @@ def test_the_command(golden: Path, tmp_path: Path, samples_file: Path, run: Call
     assert result.status == 0
     report = json.loads(result.out)
     assert (report["num_fp4_modules"], report["num_equal_in_float32"], report["changed"]) == (14, 14, [])
-    assert report["calibrated"] is True
+    assert (report["calibrated"], report["max_span"]) == (True, 4)
     carried = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"tokenizer.json", "chat_template.jinja", "generation_config.json"} <= carried
     assert "recipe.yaml" not in carried
