@@ -31,7 +31,7 @@ from engines.convert.options import ConvertOptions, Target
 from engines.convert.plan import InputScale, Plan, PlannedModule, check_source, make_plan
 from engines.convert.rewrites import ExponentRewrite
 from engines.convert.verification import WeightDifference, compare_weights
-from engines.quantize.calibration_data import read_samples
+from engines.evaluate.documents import TextEncoder, read_samples
 from engines.quantize.layouts import METADATA, configuration_files, index_json
 
 Progress = Callable[[str, int, int], None]
@@ -133,9 +133,13 @@ def _input_scales(checkpoint: Checkpoint, options: ConvertOptions, progress: Pro
                 carried_input_scale(module, options.target)
         return lambda module: carried_input_scale(module, options.target)
     make_plan(checkpoint, options, lambda _: None)
-    samples = read_samples(options.calibration, options.source, checkpoint.config.vocab_size)
-    limit = checkpoint.config.max_position_embeddings
-    samples = [sample[:limit] for sample in samples]
+    samples = read_samples(
+        options.calibration.file,
+        TextEncoder(options.source),
+        num_samples=options.calibration.num_samples,
+        max_length=min(options.calibration.max_length, checkpoint.config.max_position_embeddings),
+        vocab_size=checkpoint.config.vocab_size,
+    )
     total, done = sum(map(len, samples)), 0
 
     def count(num_tokens: int) -> None:

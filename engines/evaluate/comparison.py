@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import InvalidRequest
-from engines.evaluate.documents import Document
+from engines.evaluate.documents import Document, check_token_ids
 from engines.evaluate.logits import LogitsChunk, SequenceModel
 from engines.evaluate.perplexity import (
     PerplexityResult,
@@ -84,6 +84,7 @@ def compare_models(
         raise InvalidRequest(
             f"the models have vocabularies of {a.vocab_size} and {b.vocab_size} tokens; expected equal ones"
         )
+    check_token_ids(documents, a.config.vocab_size)
     totals, started = _Totals(), time.perf_counter()
     seconds = [0.0, 0.0]
     for document in documents:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ class TextEncoder:
         return (self._directory / TOKENIZER_FILE).is_file()
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """The ids of a text, with what the tokenizer puts around one (BOS). Raises MalformedCheckpoint."""
-        return tuple(self._load().backend_tokenizer.encode(text, add_special_tokens=True).ids)
+        """The ids of a text, with what the tokenizer puts around one (BOS).
+
+        Raises MalformedCheckpoint for the tokenizer, InvalidRequest for a text that is no Unicode.
+        """
+        return self._encode(text, add_special_tokens=True)
 
     def encode_messages(self, messages: Sequence[Any]) -> tuple[int, ...]:
         """The ids of a whole conversation under the chat template, which writes BOS itself.
@@ -59,7 +63,7 @@ class TextEncoder:
         # A template is a program of the checkpoint's author and can raise anything.
         except Exception as error:
             raise InvalidRequest(f"the chat template refuses the messages: {_one_line(error)}") from error
-        return tuple(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._encode(text, add_special_tokens=False)
 
     def token_text(self, token_id: int) -> str | None:
         """A token's text for display; None when the checkpoint has no usable tokenizer."""
@@ -67,6 +71,16 @@ class TextEncoder:
             return str(self._load().backend_tokenizer.decode([token_id], skip_special_tokens=False))
         except CheckpointError:
             return None
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"the text has half of a surrogate pair at character {error.start}, which is no Unicode"
+            ) from None
+        encoding = self._load().backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return tuple(encoding.ids)
 
     def _load(self) -> Any:
         if self._tokenizer is None:
@@ -80,10 +94,32 @@ def read_documents(path: Path, encoder: TextEncoder) -> Iterator[Document]:
     A line is an object with exactly one of `text`, `messages` and `input_ids`; other fields are ignored.
     Raises InvalidRequest naming the line, when the iterator reaches it.
     """
-    _require_readable(path)
-    if path.suffix != ".jsonl":
-        yield Document(path.name, encoder.encode(_read_text(path)))
+    if path.suffix == ".jsonl":
+        yield from _read_lines(path, encoder)
         return
+    _require_readable(path, _TEXT_LIMIT_BYTES)
+    yield Document(path.name, encoder.encode(_read_text(path)))
+
+
+def read_samples(
+    path: Path, encoder: TextEncoder, *, num_samples: int, max_length: int, vocab_size: int
+) -> list[tuple[int, ...]]:
+    """The first `num_samples` lines of a JSON lines file for calibration, each cut to `max_length` ids.
+
+    Raises InvalidRequest naming the line, also for one without tokens and for an id outside the vocabulary.
+    """
+    samples = []
+    for document in islice(_read_lines(path, encoder), num_samples):
+        if not document.token_ids:
+            raise InvalidRequest(f"{document.source}: gives no tokens; expected at least one")
+        cut = Document(document.source, document.token_ids[:max_length])
+        check_token_ids([cut], vocab_size)
+        samples.append(cut.token_ids)
+    return samples
+
+
+def _read_lines(path: Path, encoder: TextEncoder) -> Iterator[Document]:
+    _require_readable(path)
     num_documents = 0
     try:
         with path.open(encoding="utf-8") as file:
@@ -114,13 +150,24 @@ def read_shared_documents(path: Path, a: TextEncoder, b: TextEncoder) -> Iterato
         yield by_a
 
 
-def _require_readable(path: Path) -> None:
+def check_token_ids(documents: Sequence[Document], vocab_size: int) -> None:
+    """Raise InvalidRequest, naming the document, for an id outside the vocabulary."""
+    for document in documents:
+        wrong = next((token_id for token_id in document.token_ids if not 0 <= token_id < vocab_size), None)
+        if wrong is not None:
+            raise InvalidRequest(
+                f"{document.source}: token id {wrong} is outside the model's vocabulary of {vocab_size}; "
+                "was the text made into tokens for another model?"
+            )
+
+
+def _require_readable(path: Path, limit_bytes: int | None = None) -> None:
     try:
         size = require_regular_file(path)
     except MalformedCheckpoint as error:
         raise InvalidRequest(str(error).replace("; is the download complete?", "")) from None
-    if path.suffix != ".jsonl" and size > _TEXT_LIMIT_BYTES:
-        raise InvalidRequest(f"{path}: has {size} bytes; split a text of more than {_TEXT_LIMIT_BYTES}")
+    if limit_bytes is not None and size > limit_bytes:
+        raise InvalidRequest(f"{path}: has {size} bytes; split a text of more than {limit_bytes}")
     if not os.access(path, os.R_OK):
         raise InvalidRequest(f"{path}: may not be read; check its permissions")
 
@@ -154,19 +201,19 @@ def _parse_line(source: str, line: str, encoder: TextEncoder) -> Document:
     if present[0] == "text":
         if not isinstance(field, str):
             raise InvalidRequest(f"{source}: text is {field!r:.60}; expected a string")
-        return Document(source, encoder.encode(field))
+        return Document(source, _with_source(source, encoder.encode, field))
     if present[0] == "messages":
         if not isinstance(field, list) or not all(isinstance(message, dict) for message in field):
             raise InvalidRequest(f"{source}: messages is {field!r:.60}; expected a list of objects")
-        return Document(source, _with_source(source, field, encoder))
+        return Document(source, _with_source(source, encoder.encode_messages, field))
     if not isinstance(field, list) or not all(type(token_id) is int for token_id in field):
         raise InvalidRequest(f"{source}: input_ids is {field!r:.60}; expected a list of token ids")
     return Document(source, tuple(field))
 
 
-def _with_source(source: str, messages: list[Any], encoder: TextEncoder) -> tuple[int, ...]:
+def _with_source(source: str, encode: Callable[[Any], tuple[int, ...]], value: Any) -> tuple[int, ...]:
     try:
-        return encoder.encode_messages(messages)
+        return encode(value)
     except InvalidRequest as error:
         raise InvalidRequest(f"{source}: {error}") from error
 

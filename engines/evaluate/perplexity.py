@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import InvalidRequest
-from engines.evaluate.documents import Document
+from engines.evaluate.documents import Document, check_token_ids
 from engines.evaluate.logits import LogitsChunk, SequenceModel
 from engines.evaluate.windows import Window, Windowing, windows
 
@@ -49,6 +49,7 @@ def measure_perplexity(
 
     Raises InvalidRequest when no document has two tokens and as `SequenceModel.logits` does.
     """
+    check_token_ids(documents, model.config.vocab_size)
     started = time.perf_counter()
     total, num_scored, num_computed = 0.0, 0, 0
     for document in documents:

@@ -159,7 +159,7 @@ def test_errors(golden: Path, tmp_path: Path) -> None:
     windowing = Windowing(16, 8)
     with pytest.raises(InvalidRequest, match="at least two tokens"):
         measure_perplexity(model, [Document("x", (5,))], windowing)
-    with pytest.raises(InvalidRequest, match="token id 320 is outside"):
+    with pytest.raises(InvalidRequest, match="x: token id 320 is outside"):
         measure_perplexity(model, [Document("x", (5, 320))], windowing)
     with pytest.raises(InvalidRequest, match="17 tokens; expected at most 16"):
         list(model.logits([1] * 17))

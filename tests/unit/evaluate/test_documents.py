@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from engines.errors import InvalidRequest, MalformedCheckpoint
-from engines.evaluate.documents import Document, TextEncoder, read_documents, read_shared_documents
+from engines.evaluate.documents import (
+    Document,
+    TextEncoder,
+    read_documents,
+    read_samples,
+    read_shared_documents,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +55,8 @@ def test_lines_of_all_three_kinds(tmp_path: Path, encoder: TextEncoder) -> None:
         ("{}", "got none of them"),
         ('{"text": "a", "input_ids": [1]}', "got text, input_ids"),
         ('{"text": 3}', "line 2: text is 3"),
+        ('{"text": "ab\\ud800"}', "line 2: the text has half of a surrogate pair at character 2"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "line 2: the text has half"),
         ('{"messages": "hi"}', "line 2: messages is 'hi'"),
         ('{"messages": [{"role": "user"}]}', "line 2: the chat template refuses"),
         ('{"input_ids": [1, true]}', "line 2: input_ids is [1, True]"),
@@ -110,6 +118,21 @@ def test_a_conversation_asks_for_no_answer(golden: Path, tmp_path: Path) -> None
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(InvalidRequest, match="no chat template"):
         TextEncoder(tmp_path).encode_messages([{"role": "user", "content": "Hi"}])
+
+
+def test_samples_are_cut_and_counted(tmp_path: Path, encoder: TextEncoder) -> None:
+    path = tmp_path / "samples.json"  # whatever its name
+    path.write_text("".join(f'{{"input_ids": [{n}, 8, 9]}}\n' for n in (1, 2, 3)) + '{"input_ids": []}')
+
+    def read(num_samples: int, vocab_size: int = 320) -> list[tuple[int, ...]]:
+        return read_samples(path, encoder, num_samples=num_samples, max_length=2, vocab_size=vocab_size)
+
+    assert read(2) == [(1, 8), (2, 8)]
+    assert len(read(3, vocab_size=9)) == 3  # the 9s are cut off
+    with pytest.raises(InvalidRequest, match="line 4: gives no tokens"):
+        read(4)
+    with pytest.raises(InvalidRequest, match="line 1: token id 8 is outside"):
+        read(1, vocab_size=8)
 
 
 def test_a_broken_tokenizer(tmp_path: Path) -> None:
