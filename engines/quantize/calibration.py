@@ -28,23 +28,20 @@ class Calibration:
         checkpoint: Checkpoint,
         samples: Sequence[Sequence[int]],
         directory: Path,
-        *,
-        wants_hessians: bool,
         on_tokens: Callable[[int], None],
     ) -> None:
         """`directory` holds the hidden states; `on_tokens` hears of every batch done."""
-        self._forward = LayerForward(checkpoint, samples)
+        self.forward = LayerForward(checkpoint, samples)
         self._checkpoint = checkpoint
         self._directory = directory
-        self._wants_hessians = wants_hessians
         self._on_tokens = on_tokens
         self.num_samples = len(samples)
-        self.num_tokens = self._forward.num_tokens
+        self.num_tokens = self.forward.num_tokens
 
     def start(self) -> None:
         """Write what the first layer reads."""
-        hidden = self._hidden(0)
-        self._forward.embed(hidden)
+        hidden = self.hidden(0)
+        self.forward.embed(hidden)
         hidden.sync()
         hidden.close()
 
@@ -56,9 +53,7 @@ class Calibration:
         assert stage.layer is not None
         groups = stage.groups()
         statistics = {
-            name: InputStatistics(
-                name, int(modules[0].source.data.shape[1]), wants_hessian=self._wants_hessians
-            )
+            name: InputStatistics(name, int(modules[0].source.data.shape[1]))
             for name, modules in groups.items()
         }
         observers = {
@@ -66,10 +61,10 @@ class Calibration:
             for name, modules in groups.items()
             for module in modules
         }
-        before, after = self._hidden(stage.layer), self._hidden(stage.layer + 1)
+        before, after = self.hidden(stage.layer), self.hidden(stage.layer + 1)
         try:
-            layer = self._forward.load(self._checkpoint, stage.layer, observing(observers))
-            self._forward.run(layer, before, after, self._on_tokens)
+            layer = self.forward.load(self._checkpoint, stage.layer, observing(observers))
+            self.forward.run(layer, before, after, self._on_tokens)
             after.sync()
         finally:
             before.close()
@@ -80,7 +75,8 @@ class Calibration:
         """Remove the input of `layer`, once the journal says that the layer is finished."""
         self._path(layer).unlink(missing_ok=True)
 
-    def _hidden(self, layer: int) -> HiddenStates:
+    def hidden(self, layer: int) -> HiddenStates:
+        """What the unquantised `layer` reads; to be closed."""
         return HiddenStates(self._path(layer), self.num_tokens, self._checkpoint.config.hidden_size)
 
     def _path(self, layer: int) -> Path:

@@ -84,6 +84,18 @@ def compensate(weight: Float32Array, multipliers: Float32Array, factor: InverseF
     return np.ascontiguousarray(codes.T)
 
 
+def shifted_target(weight: Float32Array, shift: Float32Array, factor: InverseFactor) -> Float32Array:
+    """The unrounded weight that fits X W^T best on the inputs Y: W + W (X - Y)^T Y H^-1, float32 [N, K].
+
+    `shift` is (X - Y)^T Y; the damping of `factor` keeps columns that Y hardly excites as they are.
+    """
+    correction = (weight @ shift)[:, factor.order]
+    correction = (correction @ factor.upper.T) @ factor.upper
+    target: Float32Array = weight.copy()
+    target[:, factor.order] += correction
+    return target
+
+
 def _invert_upper(matrix: Float32Array) -> Float32Array:
     """The inverse of an upper triangular matrix, by halves: all work is in matrix products."""
     size = matrix.shape[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ Float32Array = NDArray[np.float32]
 class ReplacedModules:
     """A checkpoint some of whose linear layers are replaced by quantised ones."""
 
-    def __init__(self, checkpoint: Checkpoint, replaced: dict[str, Fp4Tensors]) -> None:
+    def __init__(self, checkpoint: Checkpoint, replaced: Mapping[str, Fp4Tensors]) -> None:
         """`replaced`: by the name of the module in the source."""
         self._checkpoint = checkpoint
         self._replaced = replaced
@@ -79,11 +79,9 @@ class LayerForward:
             kernels.embed(batch.forward.token_ids, embedding.data, rows)
             hidden.write(batch.begin, rows)
 
-    def load(
-        self, modules: ModuleSource, layer: int, build: LinearBuilder, *, quantize_activations: bool = False
-    ) -> DecoderLayer:
-        """One layer ready to run, from the source or with quantised modules."""
-        options = LinearOptions(quantize_activations, reference_numerics=False)
+    def load(self, modules: ModuleSource, layer: int, build: LinearBuilder) -> DecoderLayer:
+        """One layer ready to run, from the source or with quantised modules; activations stay unrounded."""
+        options = LinearOptions(quantize_activations=False, reference_numerics=False)
         return load_layer(modules, layer, self._rope, options, build, cache_layer=0)
 
     def run_batch(self, layer: DecoderLayer, batch: CalibrationBatch, x: Float32Array) -> None:

@@ -20,16 +20,14 @@ Observer = Callable[[Float32Array], None]
 class InputStatistics:
     """Accumulates over the rows x, float32 [num_rows, K], that one linear layer reads.
 
-    `amax`: largest magnitude. `squares` float64 [K]: sums of squares of each column. `hessian`: X^T X,
-    float32 [K, K], when wanted.
+    `amax`: largest magnitude. `squares` float64 [K]: sums of squares of each column.
     """
 
-    def __init__(self, group: str, num_columns: int, *, wants_hessian: bool = False) -> None:
+    def __init__(self, group: str, num_columns: int) -> None:
         self.group = group
         self.num_rows = 0
         self.amax = np.float32(0)
         self.squares = np.zeros(num_columns, np.float64)
-        self.hessian = np.zeros((num_columns, num_columns), np.float32) if wants_hessian else None
 
     def observe(self, x: Float32Array) -> None:
         """Add rows. Raises CalibrationError when they are not finite."""
@@ -41,11 +39,7 @@ class InputStatistics:
             )
         self.num_rows += x.shape[0]
         self.amax = max(self.amax, amax)
-        if self.hessian is None:
-            self.squares += np.einsum("nk,nk->k", x, x)
-        else:
-            self.hessian += x.T @ x
-            self.squares = np.diagonal(self.hessian).astype(np.float64)
+        self.squares += np.einsum("nk,nk->k", x, x)
 
     @property
     def mean_squares(self) -> Float32Array | None:

@@ -21,6 +21,7 @@ Float32Array = NDArray[np.float32]
 _T = TypeVar("_T")
 
 _CHUNK_ELEMENTS = 128 * 1024
+_COMPENSATED_ROWS = 8192
 _ALL_BUT_SIGN = {"BF16": (np.uint16, 0x7FFF, 0x7F80), "F16": (np.uint16, 0x7FFF, 0x7C00)}
 _ALL_BUT_SIGN |= {"F32": (np.uint32, 0x7FFFFFFF, 0x7F800000)}
 
@@ -29,8 +30,9 @@ _ALL_BUT_SIGN |= {"F32": (np.uint32, 0x7FFFFFFF, 0x7F800000)}
 class EncodedWeight:
     """`packed` uint8 [N, K/2], `scales` uint8 [N, K/group], and what rounding cost.
 
-    `squared_error` and `squared_norm` are sums over the weight; the weighted ones use the mean squares of the
-    input columns (the output's error if columns were uncorrelated) and are None without calibration.
+    `squared_error` and `squared_norm` are sums over the weight. `output_error` and `output_norm` are those of
+    the layer's output: by the Hessian where there is one, else by the mean squares of the input columns, as
+    if columns were uncorrelated; None without calibration.
     """
 
     packed: NDArray[np.uint8]
@@ -38,8 +40,22 @@ class EncodedWeight:
     global_scale: float | None
     squared_error: float
     squared_norm: float
-    weighted_error: float | None
-    weighted_norm: float | None
+    output_error: float | None
+    output_norm: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitting:
+    """What a weight is fitted to. `importance` float32 [K]: mean square of each input column.
+
+    With `factor` (GPTQ) rounding compensates errors under `hessian` [K, K], and `target` float32 [N, K] may
+    take the place of the stored weight as what is approximated.
+    """
+
+    importance: Float32Array | None = None
+    factor: InverseFactor | None = None
+    hessian: Float32Array | None = None
+    target: Float32Array | None = None
 
 
 class WeightEncoder:
@@ -67,55 +83,42 @@ class WeightEncoder:
         if bits >= first_non_finite:
             raise _non_finite(tensors)
         value = np.array([bits], dtype).view(tensors.data.dtype)
-        return np.float32(float(_as_float32(value, tensors.dtype)[0]))
+        amax: np.float32 = _as_float32(value, tensors.dtype)[0]
+        return amax
 
-    def encode(
-        self,
-        tensors: DenseTensors,
-        grid: WeightGrid,
-        importance: Float32Array | None = None,
-        factor: InverseFactor | None = None,
-        target: Float32Array | None = None,
-    ) -> EncodedWeight:
-        """Quantise one weight [N, K] on `grid`.
-
-        `importance` float32 [K]: mean square of each input column, None without calibration. With `factor`
-        (GPTQ) rounding compensates errors; `target` float32 [N, K] is then the weight to approximate, in
-        place of the stored one.
-        """
-        data = tensors.data
+    def encode(self, tensors: DenseTensors, grid: WeightGrid, fitting: Fitting) -> EncodedWeight:
+        """Quantise one weight [N, K] on `grid`."""
+        data, target = tensors.data, fitting.target
         num_rows, num_columns = data.shape
         packed = np.empty((num_rows, num_columns // 2), np.uint8)
         scales = np.empty((num_rows, num_columns // grid.group_size), np.uint8)
 
-        def rows(begin: int, end: int) -> Float32Array:
-            return _as_float32(data[begin:end], tensors.dtype)
-
-        def encode_rows(begin: int, end: int) -> Float32Array:
-            wanted = rows(begin, end) if target is None else target[begin:end]
-            quantized = self._round(wanted, grid, importance)
+        def encode_rows(begin: int, end: int) -> NDArray[np.float64]:
+            weight = _as_float32(data[begin:end], tensors.dtype)
+            wanted = weight if target is None else target[begin:end]
+            quantized = self._round(wanted, grid, fitting.importance)
             scales[begin:end] = quantized.scales
-            if factor is not None:
-                codes = compensate(wanted, quantized.multipliers, factor)
+            if fitting.factor is not None:
+                codes = compensate(wanted, quantized.multipliers, fitting.factor)
                 quantized = blocks.QuantizedBlocks(codes, quantized.scales, quantized.multipliers)
             packed[begin:end] = e2m1.pack(quantized.codes)
-            return _errors(rows(begin, end), quantized.dequantized(), importance)
+            return _errors(weight, wanted, quantized.dequantized(), fitting)
 
-        # Compensation works on whole columns: long chunks; its matrix products use all threads themselves.
-        if factor is None:
+        if fitting.factor is None:
             parts = self._in_chunks(num_rows, num_columns, encode_rows)
-        else:
-            parts = [encode_rows(begin, min(begin + 8192, num_rows)) for begin in range(0, num_rows, 8192)]
-        sums = np.sum(np.array(parts, np.float64), axis=0)
-        has_importance = importance is not None
+        else:  # whole columns at a time; the matrix products use all threads themselves
+            starts = range(0, num_rows, _COMPENSATED_ROWS)
+            parts = [encode_rows(begin, min(begin + _COMPENSATED_ROWS, num_rows)) for begin in starts]
+        sums = np.sum(parts, axis=0)
+        is_calibrated = fitting.importance is not None
         return EncodedWeight(
             packed,
             scales,
             grid.global_scale,
             squared_error=float(sums[0]),
             squared_norm=float(sums[1]),
-            weighted_error=float(sums[2]) if has_importance else None,
-            weighted_norm=float(sums[3]) if has_importance else None,
+            output_error=float(sums[2]) if is_calibrated else None,
+            output_norm=float(sums[3]) if is_calibrated else None,
         )
 
     def _round(
@@ -134,15 +137,22 @@ class WeightEncoder:
         return list(self._pool.map(lambda begin: work(begin, min(begin + step, length)), starts))
 
 
-def _errors(weight: Float32Array, decoded: Float32Array, importance: Float32Array | None) -> Float32Array:
-    """Squared error and norm, plain and weighted, float64 [4]."""
+def _errors(
+    weight: Float32Array, wanted: Float32Array, decoded: Float32Array, fitting: Fitting
+) -> NDArray[np.float64]:
+    """Squared error and norm of the weight, then of the output, float64 [4]."""
     difference = weight - decoded
     by_column = np.einsum("nk,nk->k", difference, difference)
     norm_by_column = np.einsum("nk,nk->k", weight, weight)
-    sums = [by_column.sum(dtype=np.float64), norm_by_column.sum(dtype=np.float64), 0.0, 0.0]
-    if importance is not None:
-        sums[2:] = [np.dot(by_column, importance), np.dot(norm_by_column, importance)]
-    return np.array(sums, np.float64)
+    sums = np.zeros(4, np.float64)
+    sums[:2] = by_column.sum(dtype=np.float64), norm_by_column.sum(dtype=np.float64)
+    if fitting.hessian is not None:
+        missed = wanted - decoded
+        sums[2] = np.einsum("nk,nk->", missed @ fitting.hessian, missed)
+        sums[3] = np.einsum("nk,nk->", wanted @ fitting.hessian, wanted)
+    elif fitting.importance is not None:
+        sums[2:] = np.dot(by_column, fitting.importance), np.dot(norm_by_column, fitting.importance)
+    return sums
 
 
 def _as_float32(data: NDArray[Any], dtype: str) -> Float32Array:

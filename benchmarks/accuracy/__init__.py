@@ -1,0 +1,1 @@
+"""How much a model loses when it is quantised, by format and method."""
