@@ -2,8 +2,8 @@
 
 One library decodes code x f32(E4M3 / divisor), the other code x f32(E4M3 x multiplier). Both round, and the
 rounded reciprocal gives the same product only for some scales: a float32 that does for all the block scales
-in use is searched for. Where there is none, the nearest one is off by one unit in the last place of float32
-for some blocks.
+in use is searched for. Where there is none, one is taken under which every weight is the same after the
+rounding to bfloat16 that compressed-tensors' decoding ends with.
 """
 
 from __future__ import annotations
@@ -53,12 +53,14 @@ def equivalent_scale(scale: float, convention: Convention, used: NDArray[np.bool
     """
     target = other_convention(convention)
     wanted = scale_table(convention, scale)[used]
-    best: tuple[tuple[int, bool, int, int], np.float32] | None = None
+    best: tuple[tuple[bool, int, bool, int, int], np.float32] | None = None
     for distance, candidate in _candidates(scale):
-        ulps = _ulps_apart(wanted, scale_table(target, float(candidate))[used])
+        got = scale_table(target, float(candidate))[used]
+        ulps = _ulps_apart(wanted, got)
         # compressed-tensors computes its divisor in bfloat16: such a candidate is likely the original
         is_unlikely = target is Convention.COMPRESSED_TENSORS and not _is_bfloat16(candidate)
-        key = (int(ulps.max(initial=0)), is_unlikely, int((ulps != 0).sum()), distance)
+        changes_weights = not _equal_in_bfloat16(wanted, got)
+        key = (changes_weights, int(ulps.max(initial=0)), is_unlikely, int((ulps != 0).sum()), distance)
         if best is None or key < best[0]:
             best = key, candidate
     if best is None:
@@ -67,7 +69,7 @@ def equivalent_scale(scale: float, convention: Convention, used: NDArray[np.bool
     got = scale_table(target, value)[used]
     return EquivalentScale(
         value=value,
-        exact=best[0][0] == 0,
+        exact=best[0][1] == 0,
         equal_in_bfloat16=_equal_in_bfloat16(wanted, got),
         max_relative_difference=_relative_difference(wanted, got),
     )

@@ -148,12 +148,10 @@ def _inverted(module: Fp4Tensors, sharing: Sequence[Fp4Tensors], *, lossy: bool)
             f"{module.name}: its global scale {module.global_scale:g} has no reciprocal in float32; "
             "expected a scale within float32's normal range"
         )
-    if not found.exact and not lossy:
-        in_bfloat16 = "do not all stay" if not found.equal_in_bfloat16 else "stay"
+    if not found.equal_in_bfloat16 and not lossy:
         raise NotLossless(
-            f"{module.name}: no float32 global scale reproduces its decoded weights bit by bit in the other "
-            f"layout; the nearest differs by at most {found.max_relative_difference:.2e} of a weight (the "
-            f"last bit of float32), and rounded to bfloat16 the weights {in_bfloat16} bit-equal. "
-            "Pass --lossy to accept that"
+            f"{module.name}: no float32 global scale reproduces its decoded weights in the other layout, not "
+            f"even rounded to bfloat16; the nearest differs by {found.max_relative_difference:.2e} of a weight "
+            "before that rounding. Pass --lossy to accept it"
         )
     return found
