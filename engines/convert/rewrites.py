@@ -151,7 +151,7 @@ def _inverted(module: Fp4Tensors, sharing: Sequence[Fp4Tensors], *, lossy: bool)
     if not found.equal_in_bfloat16 and not lossy:
         raise NotLossless(
             f"{module.name}: no float32 global scale reproduces its decoded weights in the other layout, not "
-            f"even rounded to bfloat16; the nearest differs by {found.max_relative_difference:.2e} of a weight "
-            "before that rounding. Pass --lossy to accept it"
+            f"even rounded to bfloat16; the nearest differs by {found.max_relative_difference:.2e} of a "
+            "weight before that rounding. Pass --lossy to accept it"
         )
     return found
