@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -51,6 +52,16 @@ class Runtime:
         known = field_names(config_class)
         return config_class(
             **{name: value for name, value in arguments.items() if known is None or name in known}
+        )
+
+    def tensorrt_engine_class(self) -> Any:
+        """The class that loads engines made by trtllm-build. Raises StartFailed where it is gone."""
+        if self.features.tensorrt_engines:
+            with contextlib.suppress(ImportError, AttributeError):
+                return import_module(f"{PACKAGE}._tensorrt_engine").LLM
+        raise StartFailed(
+            f"TensorRT-LLM {self.features.version} loads no engines made by trtllm-build; build again with "
+            "it (`nybble build`), or install the release the engine was built with"
         )
 
     def sampling_params(self, arguments: Mapping[str, object], bias: NDArray[np.float32] | None) -> Any:

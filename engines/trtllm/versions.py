@@ -6,7 +6,7 @@ release takes without acting on it is treated as missing: a request that asks fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from packaging.version import InvalidVersion, Version
 
@@ -23,11 +23,13 @@ class Features:
 
     `priority`: generate_async takes one (0 to 1, more is sooner). `streaming_logprobs`: log-probabilities
     come with the tokens they belong to, not only at the end. `max_num_logprobs` 0: the sampled token's only.
-    `tensorrt_engines`: directories made by trtllm-build can be loaded.
+    `cache_salt`: a prompt can be kept from the prefix cache. `tensorrt_engines`: directories made by
+    trtllm-build can be loaded.
     """
 
     version: Version
     priority: bool
+    logprobs: bool
     streaming_logprobs: bool
     max_num_logprobs: int
     prompt_logprobs: bool
@@ -61,6 +63,7 @@ def features_of(version: str) -> Features:
     return Features(
         version=parsed,
         priority=parsed > LAST_WITH_TENSORRT_ENGINES,
+        logprobs=True,
         streaming_logprobs=since_1_2,
         max_num_logprobs=20 if since_1_2 else 0,
         prompt_logprobs=since_1_2,
@@ -74,3 +77,14 @@ def features_of(version: str) -> Features:
 def supported_range() -> str:
     """The supported releases in words."""
     return f"{OLDEST} to {'.'.join(map(str, NEWEST_LINE))}"
+
+
+def features_of_tensorrt_engine(features: Features) -> Features:
+    """What is left, and what comes back, when an engine made by trtllm-build is served.
+
+    Its sampler is the C++ one, which has all penalties; log-probabilities would need logits that
+    `nybble build` does not have the engine gather (reference section 1.2, `--gather_generation_logits`).
+    """
+    return replace(
+        features, logprobs=False, max_num_logprobs=0, prompt_logprobs=False, penalties=True, min_p=True
+    )

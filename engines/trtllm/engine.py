@@ -1,0 +1,309 @@
+"""TensorRT-LLM behind the Engine interface."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+from engines.base import Engine, EngineInfo, EngineOptions, EngineStats
+from engines.errors import EngineDead, EngineError, EngineUnavailable, InvalidRequest, StartFailed
+from engines.output_stream import OutputStream
+from engines.request import GenerationRequest, SamplingParams, TokenOutput
+from engines.request_checks import check_request
+from engines.trtllm.blocking_call import call_blocking
+from engines.trtllm.canary import canary_request, check_canaries, mismatch
+from engines.trtllm.generation import Generation
+from engines.trtllm.iteration_stats import IterationStats
+from engines.trtllm.request_queue import Call, RequestQueue
+from engines.trtllm.sampling import plan_sampling
+from engines.trtllm.startup import Prepared, prepare, wait_for_load
+from engines.trtllm.watchdog import Watchdog
+
+_logger = logging.getLogger(__name__)
+_ABORT_SECONDS = 10.0
+_FIRST_STATS_SECONDS = 2.0
+_WARM_UP_TOKENS = 2
+
+
+class TrtLlmEngine(Engine):
+    """Runs NVFP4 checkpoints on NVIDIA GPUs through TensorRT-LLM's PyTorch backend, or engines that
+    trtllm-build has made, for the releases that load those.
+
+    At most `max_num_seqs` requests are handed to the runtime; the others wait here, by priority and arrival,
+    which gives every release priorities, exact figures and requests that can be aborted before they cost
+    anything. `watch_seconds` is how often the runtime is looked after, `shutdown_seconds` how long it gets
+    to end.
+    """
+
+    def __init__(
+        self, options: EngineOptions, *, watch_seconds: float = 1.0, shutdown_seconds: float = 30.0
+    ) -> None:
+        self._options = options
+        self._watch_seconds = watch_seconds
+        self._shutdown_seconds = shutdown_seconds
+        self._prepared: Prepared | None = None
+        self._info: EngineInfo | None = None
+        self._loading: asyncio.Future[Any] | None = None
+        self._llm: Any = None
+        self._queue = RequestQueue(options.max_num_seqs, self._run)
+        self._watchdog = Watchdog(options.stall_timeout_seconds)
+        self._iterations = IterationStats(self._watchdog.progress)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._death: str | None = None
+        self._has_died = asyncio.Event()
+        self._num_prompt_tokens = 0
+        self._num_cached_tokens = 0
+        self._num_generated_tokens = 0
+        self._num_outputs = 0
+
+    async def start(self) -> None:
+        """See Engine.start. Loads on a thread; then a warm-up, and the build's canaries if there are any."""
+        if self._loading is not None:
+            raise StartFailed("the engine has been started already")
+        self._loading = call_blocking(lambda: prepare(self._options), "trtllm-prepare")
+        prepared: Prepared = await asyncio.shield(self._loading)
+        self._loading = call_blocking(lambda: prepared.model_class(**prepared.arguments), "trtllm-load")
+        self._llm = await wait_for_load(self._loading, self._options.checkpoint)
+        self._prepared = prepared
+        self._spawn(self._iterations.read_forever(self._llm))
+        await self._warm_up(prepared)
+        await self._check_canaries(prepared)
+        self._queue.capacity = int(prepared.arguments["max_batch_size"])
+        self._info = self._describe(prepared)
+        self._spawn(self._watch())
+
+    @property
+    def info(self) -> EngineInfo:
+        """Facts about the engine; EngineUnavailable before `start` has returned."""
+        if self._info is None:
+            raise EngineUnavailable("the TensorRT-LLM engine has not been started; await start() first")
+        return self._info
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
+        """See Engine.generate."""
+        if self._death is not None:
+            raise EngineDead(self._death)
+        info = self.info
+        assert self._prepared is not None
+        check_request(request, info)
+        plan = plan_sampling(
+            request, self._prepared.facts, self._prepared.limits, self._prepared.runtime.features
+        )
+        if self._queue.knows(request.request_id):
+            raise InvalidRequest(f"request id {request.request_id!r} is already in use", param="request_id")
+        call = Call(request, Generation(self._prepared.runtime, self._llm, plan), OutputStream())
+        finished = False
+        try:
+            self._queue.enter(call)
+            while not finished:
+                output = await call.stream.get()
+                finished = output.finish_reason is not None
+                yield output
+        except EngineError:
+            finished = True
+            raise
+        finally:
+            self._queue.forget(call)
+            if not finished:
+                self._queue.cancel(call)
+
+    async def abort(self, request_id: str) -> None:
+        """See Engine.abort."""
+        call = self._queue.find(request_id)
+        if call is None:
+            return
+        self._queue.cancel(call)
+        try:
+            await asyncio.wait_for(call.is_over.wait(), _ABORT_SECONDS)
+        except asyncio.TimeoutError:
+            # Whether it still works is for the watchdog to say.
+            _logger.warning(
+                "TensorRT-LLM has not confirmed the end of request %s in %g s", request_id, _ABORT_SECONDS
+            )
+
+    def stats(self) -> EngineStats:
+        """See Engine.stats. Blocks in use are the runtime's figure, as of its last step."""
+        if self._info is None:
+            return EngineStats()
+        num_blocks = self._info.num_blocks
+        num_running = self._queue.num_running
+        return EngineStats(
+            num_running=num_running,
+            num_waiting=self._queue.num_waiting,
+            num_blocks_used=min(self._iterations.num_blocks_used, num_blocks) if num_running else 0,
+            num_blocks_total=num_blocks,
+            num_prompt_tokens_total=self._num_prompt_tokens,
+            num_cached_prompt_tokens_total=self._num_cached_tokens,
+            num_generated_tokens_total=self._num_generated_tokens,
+            num_steps_total=self._iterations.num_steps
+            if self._iterations.is_available
+            else self._num_outputs,
+        )
+
+    async def died(self) -> str:
+        """See Engine.died."""
+        await self._has_died.wait()
+        assert self._death is not None
+        return self._death
+
+    async def close(self) -> None:
+        """See Engine.close. Waits for `shutdown_seconds` at most, then leaves the runtime behind."""
+        if self._death is None:
+            self._death = "the TensorRT-LLM engine has been closed"
+        await self._end_requests(self._death)
+        loading, self._loading = self._loading, None
+        if loading is not None and self._llm is None:
+            # Cancelled while it loaded: it has to be shut down as soon as it is there.
+            await asyncio.wait({loading}, timeout=self._shutdown_seconds)
+            if not loading.done():
+                _logger.warning("TensorRT-LLM is still loading; it is left to the end of the process")
+            elif not loading.cancelled() and loading.exception() is None:
+                self._llm = loading.result()
+        llm, self._llm = self._llm, None
+        if hasattr(llm, "shutdown"):
+            await self._shut_down(llm)
+
+    # -- starting -----------------------------------------------------------------------------------------
+
+    async def _warm_up(self, prepared: Prepared) -> None:
+        """One answer before anybody waits for it: kernels are chosen and compiled, faults come to light."""
+        sampling = SamplingParams(max_tokens=_WARM_UP_TOKENS, temperature=0.0, ignore_eos=True)
+        await self._answer(prepared, GenerationRequest("nybble-warm-up", (0,), sampling))
+
+    async def _check_canaries(self, prepared: Prepared) -> None:
+        canaries = () if prepared.manifest is None else prepared.manifest.canaries
+        if not canaries:
+            return
+        with_logprobs = prepared.runtime.features.logprobs
+        mismatches = [
+            mismatch(
+                canary,
+                await self._answer(prepared, canary_request(index, canary, with_logprobs=with_logprobs)),
+            )
+            for index, canary in enumerate(canaries)
+        ]
+        check_canaries(mismatches)
+        _logger.info("all %d canary prompts are answered as the build expects", len(canaries))
+
+    async def _answer(self, prepared: Prepared, request: GenerationRequest) -> list[TokenOutput]:
+        plan = plan_sampling(request, prepared.facts, prepared.limits, prepared.runtime.features)
+        generation = Generation(prepared.runtime, self._llm, plan)
+
+        async def collect() -> list[TokenOutput]:
+            return [output async for output in generation.outputs()]
+
+        seconds = self._options.stall_timeout_seconds
+        try:
+            return await asyncio.wait_for(collect(), seconds)
+        except asyncio.TimeoutError:
+            raise StartFailed(
+                f"TensorRT-LLM has loaded the model but did not answer a test prompt in {seconds:g} s"
+            ) from None
+        except Exception as error:
+            raise StartFailed(
+                "TensorRT-LLM has loaded the model but fails at a test prompt: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _describe(self, prepared: Prepared) -> EngineInfo:
+        features, limits = prepared.runtime.features, prepared.limits
+        num_blocks = self._iterations.num_blocks_total
+        if not num_blocks and prepared.kv_cache_tokens is not None:
+            num_blocks = prepared.kv_cache_tokens // limits.tokens_per_block
+        return EngineInfo(
+            engine="trtllm",
+            vocab_size=prepared.facts.vocab_size,
+            max_model_len=limits.max_model_len,
+            eos_token_ids=prepared.facts.eos_token_ids,
+            block_size=limits.tokens_per_block,
+            num_blocks=num_blocks,
+            max_num_seqs=self._queue.capacity,
+            max_num_logprobs=min(features.max_num_logprobs, prepared.facts.vocab_size),
+            supports_prompt_logprobs=features.prompt_logprobs,
+            details=(
+                ("tensorrt_llm", str(features.version)),
+                ("gpu", prepared.gpu.name),
+                ("sm", str(prepared.gpu.sm)),
+                ("tensor_parallel_size", str(prepared.arguments["tensor_parallel_size"])),
+            ),
+        )
+
+    # -- running ------------------------------------------------------------------------------------------
+
+    async def _run(self, call: Call) -> None:
+        """Move one request's outputs from the runtime to its stream."""
+        if self._queue.num_running == 1:
+            self._watchdog.progress()
+        self._num_prompt_tokens += len(call.request.prompt_token_ids)
+        try:
+            async with aclosing(call.generation.outputs()) as outputs:
+                async for output in outputs:
+                    self._watchdog.progress()
+                    self._num_outputs += 1
+                    self._num_generated_tokens += len(output.token_ids)
+                    if not call.has_output:
+                        self._num_cached_tokens += output.num_cached_tokens
+                    call.has_output = True
+                    if output.finish_reason is not None:
+                        call.last_output = output
+                        return
+                    call.stream.put(output)
+        except EngineError as error:
+            call.stream.put(error)
+        except Exception as error:
+            _logger.error("TensorRT-LLM has failed", exc_info=error)
+            text = " ".join(str(error).split())[:300]
+            self._die(f"TensorRT-LLM has stopped after an error ({type(error).__name__}: {text})")
+
+    async def _watch(self) -> None:
+        """Look after the runtime until it, or the engine, is at its end."""
+        check_health = getattr(self._llm, "_check_health", None)
+        while self._death is None:
+            await asyncio.sleep(self._watch_seconds)
+            reason = self._watchdog.verdict(
+                num_running=self._queue.num_running,
+                num_unread_prompt_tokens=self._queue.num_unread_prompt_tokens(),
+            )
+            if reason is not None:
+                self._die(f"TensorRT-LLM has stopped: {reason}")
+            elif check_health is not None and not check_health():
+                self._die(
+                    "TensorRT-LLM has stopped: it reports itself unhealthy (a worker process has ended)"
+                )
+
+    def _die(self, reason: str) -> None:
+        if self._death is not None:
+            return
+        self._death = reason
+        _logger.error("%s", reason)
+        self._queue.fail_all(EngineDead(reason))
+        self._has_died.set()
+
+    # -- ending -------------------------------------------------------------------------------------------
+
+    async def _end_requests(self, reason: str) -> None:
+        tasks = [*self._tasks, *self._queue.fail_all(EngineDead(reason))]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _shut_down(self, llm: Any) -> None:
+        done, _ = await asyncio.wait(
+            {call_blocking(llm.shutdown, "trtllm-shutdown")}, timeout=self._shutdown_seconds
+        )
+        if not done:
+            _logger.warning(
+                "TensorRT-LLM did not shut down in %g s and is left behind", self._shutdown_seconds
+            )
+            return
+        error = done.pop().exception()
+        if error is not None:
+            _logger.warning("TensorRT-LLM did not shut down cleanly: %s: %s", type(error).__name__, error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
