@@ -1,0 +1,1 @@
+"""Measurements; results/ holds what they gave, with command, commit and machine."""
