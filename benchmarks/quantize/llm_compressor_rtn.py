@@ -1,4 +1,4 @@
-"""The peer: llm-compressor's round-to-nearest of one model. Run by the interpreter of an environment that has it.
+"""The peer: llm-compressor rounding one model to nearest, run by the Python of an environment that has it.
 
 python llm_compressor_rtn.py SRC SCHEME THREADS    prints the seconds that `oneshot` took
 """
