@@ -110,7 +110,7 @@ def test_files_hold_whole_layers_and_at_most_their_limit(tmp_path):
     split = plan_for(tmp_path, dense_mistral(num_layers=4), shard_bytes=2 * layer_bytes)
     sizes = [sum(spec.num_bytes for spec in specs) for specs in split.files.values()]
     assert max(sizes) <= 2 * layer_bytes
-    assert list(split.files)[0] == f"model-00001-of-{len(sizes):05}.safetensors"
+    assert next(iter(split.files)) == f"model-00001-of-{len(sizes):05}.safetensors"
     assert sum(sizes) == whole.output_bytes
     single = plan_for(tmp_path, dense_mistral(num_layers=4), shard_bytes=1)
     assert len(single.files) == len(single.stages)

@@ -24,8 +24,12 @@ def encoder() -> Iterator[WeightEncoder]:
 
 def dense(values: np.ndarray, dtype: str = "BF16") -> DenseTensors:
     if dtype == "BF16":
-        return DenseTensors("model.layers.3.mlp.up_proj", dtype, values.astype(ml_dtypes.bfloat16).view(np.uint16))
-    return DenseTensors("model.layers.3.mlp.up_proj", dtype, values.astype({"F16": "<f2", "F32": "<f4"}[dtype]))
+        return DenseTensors(
+            "model.layers.3.mlp.up_proj", dtype, values.astype(ml_dtypes.bfloat16).view(np.uint16)
+        )
+    return DenseTensors(
+        "model.layers.3.mlp.up_proj", dtype, values.astype({"F16": "<f2", "F32": "<f4"}[dtype])
+    )
 
 
 def random_weight() -> np.ndarray:
@@ -39,7 +43,9 @@ def test_rounding_equals_the_formats_own_functions(encoder, monkeypatch, chunk_e
     weight = tensors.as_float32()
     expected = {
         ("mxfp4", "compressed-tensors"): mxfp4.quantize(weight),
-        ("nvfp4", "compressed-tensors"): nvfp4.quantize_weight_compressed_tensors(weight, bfloat16_model=True),
+        ("nvfp4", "compressed-tensors"): nvfp4.quantize_weight_compressed_tensors(
+            weight, bfloat16_model=True
+        ),
         ("nvfp4", "modelopt"): nvfp4.quantize_weight_modelopt(weight),
     }
     for (format, layout), blocks in expected.items():
@@ -58,7 +64,9 @@ def test_the_output_error_weighs_columns(encoder):
     tensors = dense(random_weight())
     importance = np.zeros(96, np.float32)
     importance[5] = 2.0
-    grid = WeightGrid.for_group("mxfp4", "compressed-tensors", np.float32(1), bfloat16_model=True, headroom=False)
+    grid = WeightGrid.for_group(
+        "mxfp4", "compressed-tensors", np.float32(1), bfloat16_model=True, headroom=False
+    )
     encoded = encoder.encode(tensors, grid, Fitting(importance))
     weight = tensors.as_float32()
     missed = weight - mxfp4.quantize(weight).dequantized()
