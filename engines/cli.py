@@ -13,6 +13,7 @@ from rich.text import Text
 
 from engines.checkpoint.inspection import Inspection
 from engines.checkpoint.inspection import inspect as inspect_checkpoint
+from engines.cli_build import register as register_build
 from engines.cli_convert import register as register_convert
 from engines.cli_evaluate import register as register_evaluate
 from engines.cli_quantize import register as register_quantize
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     register_quantize(app)
     register_evaluate(app)
     register_convert(app)
+    register_build(app)
 
 
 def inspect(

@@ -72,12 +72,17 @@ def layer_name(layer: int) -> str:
     return f"transformer.layers.{layer}"
 
 
-def target_layers(checkpoint: Checkpoint) -> Iterator[TargetLayer]:
-    """Every decoder layer. Raises BuildRefused where the target cannot express what the checkpoint has."""
+def target_layers(checkpoint: Checkpoint, *, converted_later: bool = False) -> Iterator[TargetLayer]:
+    """Every decoder layer. Raises BuildRefused where the target cannot express what the checkpoint has.
+
+    With `converted_later`, FP4 in another layout than modelopt's NVFP4 is let through.
+    """
     for layer in range(checkpoint.config.num_layers):
         linears = (*_attention(checkpoint, layer), *_feed_forward(checkpoint, layer))
         for linear in linears:
             _require_alike(linear)
+            if not converted_later:
+                _require_modelopt(linear)
         excluded = tuple(_exclusion_name(linear) for linear in linears if not linear.is_fp4)
         yield TargetLayer(linears, tuple(_dense(checkpoint, layer)), tuple(dict.fromkeys(excluded)))
 
@@ -156,7 +161,7 @@ def _dense(checkpoint: Checkpoint, layer: int) -> Iterator[TargetDense]:
 
 
 def _require_alike(linear: TargetLinear) -> None:
-    """All sources of one target module are FP4 or none is; NVFP4 of modelopt's convention, without bias."""
+    """All sources of one target module are FP4 or none is, and none has a bias."""
     for module in linear.sources:
         if isinstance(module, Fp4Tensors) is not linear.is_fp4:
             raise BuildRefused(
@@ -165,6 +170,10 @@ def _require_alike(linear: TargetLinear) -> None:
             )
         if module.bias is not None:
             raise BuildRefused(f"{module.name}: has a bias, which this checkpoint writer does not know")
+
+
+def _require_modelopt(linear: TargetLinear) -> None:
+    for module in linear.sources:
         if not isinstance(module, Fp4Tensors):
             continue
         if (module.format, module.convention) != ("nvfp4", "modelopt"):

@@ -101,21 +101,29 @@ def checkpoint_num_bytes(checkpoint: Checkpoint, tensor_parallel: int, kv_cache_
     return sum(tensor.spec.num_bytes for tensor in tensors)
 
 
-def check_ranks(checkpoint: Checkpoint, tensor_parallel: int) -> None:
-    """Refuse a model or a split that the format cannot carry. Raises BuildRefused."""
-    config = checkpoint.config
-    if tensor_parallel < 1 or config.num_kv_heads % tensor_parallel or config.num_heads % tensor_parallel:
-        raise BuildRefused(
-            f"--tensor-parallel {tensor_parallel}: {config.num_heads} heads and {config.num_kv_heads} KV "
-            "heads cannot be shared evenly; expected a divisor of both"
-        )
-    for layer in target_layers(checkpoint):
+def check_ranks(checkpoint: Checkpoint, tensor_parallel: int, *, converted_later: bool = False) -> None:
+    """Refuse a model or a split that the format cannot carry. Raises BuildRefused.
+
+    With `converted_later` the checkpoint is in another FP4 layout yet, which is no fault.
+    """
+    check_heads(checkpoint, tensor_parallel)
+    for layer in target_layers(checkpoint, converted_later=converted_later):
         for linear in layer.linears:
             check_split(linear, tensor_parallel)
         for dense in layer.dense:
             _require_bfloat16(dense.module)
     for dense in outer_tensors(checkpoint):
         _require_bfloat16(dense.module)
+
+
+def check_heads(checkpoint: Checkpoint, tensor_parallel: int) -> None:
+    """Refuse a number of ranks that cannot share the heads evenly. Raises BuildRefused."""
+    config = checkpoint.config
+    if tensor_parallel < 1 or config.num_kv_heads % tensor_parallel or config.num_heads % tensor_parallel:
+        raise BuildRefused(
+            f"--tensor-parallel {tensor_parallel}: {config.num_heads} heads and {config.num_kv_heads} KV "
+            "heads cannot be shared evenly; expected a divisor of both"
+        )
 
 
 def _require_bfloat16(module: DenseTensors) -> None:

@@ -24,6 +24,7 @@ from engines.trtllm.machine import Machine
 
 MANIFEST_FILE = "build_manifest.json"
 MANIFEST_VERSION = 1
+ENGINE_SUBDIRECTORY = "engine"  # beside the Hugging Face configuration and tokenizer
 _REHASHED_LIMIT_BYTES = 1 << 20  # larger files are compared by size only when an engine is loaded
 _CHUNK_BYTES = 1 << 20
 
@@ -66,6 +67,7 @@ class Canary:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """`path` is "engine" (TensorRT, trtllm-build) or "pytorch" (the directory is a Hugging Face checkpoint).
+    `source_fingerprint` changes with the sizes and times of the source's files, `source_digest` with content.
 
     `target` and `target_sm`: what it was made for; `machine`: where it was made. `argv`: trtllm-build's for
     "engine", trtllm-serve's for "pytorch". `build_key`: the digest of everything the result depends on.
@@ -88,6 +90,11 @@ class Manifest:
     files: tuple[FileRecord, ...]
     canaries: tuple[Canary, ...]
     notes: tuple[str, ...] = ()
+    source_fingerprint: str = ""
+
+    def model_directory(self, directory: Path) -> Path:
+        """What LLM(model=...) has to be given, for the engine directory `directory`."""
+        return directory / ENGINE_SUBDIRECTORY if self.path == "engine" else directory
 
 
 _ADAPTER = TypeAdapter(Manifest)
@@ -126,8 +133,8 @@ def read_manifest(directory: Path) -> Manifest:
         where = ".".join(str(part) for part in first["loc"])
         raise MalformedCheckpoint(f"{path}: {where}: {first['msg']} (got {first['input']!r:.100})") from None
     for record in manifest.files:
-        if Path(record.name).name != record.name:
-            raise MalformedCheckpoint(f"{path}: {record.name!r:.200} is no plain file name")
+        if Path(record.name).is_absolute() or ".." in Path(record.name).parts:
+            raise MalformedCheckpoint(f"{path}: {record.name!r:.200} is no name within the directory")
     for canary in manifest.canaries:
         if not len(canary.token_ids) == len(canary.logprobs) == len(canary.margins):
             raise MalformedCheckpoint(f"{path}: a canary's token_ids, logprobs and margins differ in length")
@@ -152,10 +159,15 @@ def stale_reasons(manifest: Manifest, directory: Path, machine: Machine) -> tupl
     Small files are hashed again, large ones compared by size; `verify_files` hashes all.
     """
     return (
-        *_changed_files(manifest, directory, limit_bytes=_REHASHED_LIMIT_BYTES),
+        *changed_files(manifest, directory),
         *_foreign_gpu(manifest, machine),
         *_foreign_release(manifest, machine),
     )
+
+
+def changed_files(manifest: Manifest, directory: Path) -> tuple[str, ...]:
+    """What is wrong with the files, by size, and for small ones by digest; empty when nothing is."""
+    return tuple(_changed_files(manifest, directory, limit_bytes=_REHASHED_LIMIT_BYTES))
 
 
 def verify_files(manifest: Manifest, directory: Path) -> tuple[str, ...]:

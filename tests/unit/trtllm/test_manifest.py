@@ -74,7 +74,7 @@ def test_what_is_written_is_read_back(engine: Manifest, tmp_path: Path) -> None:
         ({"path": "onnx"}, "path"),
         ({"target_sm": "121"}, "target_sm"),
         ({"options": {"tensor_parallel": 1}}, "options.max_batch_size"),
-        ({"files": [{"name": "../secret", "num_bytes": 1, "sha256": ""}]}, "no plain file name"),
+        ({"files": [{"name": "../secret", "num_bytes": 1, "sha256": ""}]}, "no name within"),
         (
             {"canaries": [{"prompt_token_ids": [1], "token_ids": [2], "logprobs": [], "margins": [1.0]}]},
             "differ in length",
