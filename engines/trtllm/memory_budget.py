@@ -54,9 +54,9 @@ def memory_budget(checkpoint: Checkpoint, device: Device, options: BuildOptions)
     left = device.memory_bytes - weights - activations - GPU_RUNTIME_BYTES - host
     # What the runtime will call free once the model is loaded still holds the host's part on unified memory.
     fraction = FREE_GPU_MEMORY_FRACTION
-    if host and left > 0:
+    if left > 0:
         fraction = min(fraction, int(100 * left / (left + host)) / 100)
-    kv_cache = int(left * FREE_GPU_MEMORY_FRACTION) if not host else int((left + host) * fraction)
+    kv_cache = int((left + host) * fraction) if left > 0 else left
     needed = per_token * options.max_seq_len
     if kv_cache < needed:
         raise BuildRefused(
