@@ -61,7 +61,7 @@ def test_the_search_is_close_to_trying_every_scale_byte(layout):
 
 
 def test_four_over_six_puts_the_maximum_at_four_where_values_lie_near_five_sixths():
-    """12 and 10 under amax / 6 = 2 are 6 and 5, which does not exist; under amax / 4 = 3 they are 4 and 3.3."""
+    """12 and 10 under amax / 6 = 2 are 6 and 5, a tie; under amax / 4 = 3 they are 4 and 3.3."""
     weight = np.zeros((1, 32), np.float32)
     weight[0, :16] = [12, 10, 10, 10] * 4
     weight[0, 16:] = [12, 8, 6, 4] * 4  # exact under amax / 6
