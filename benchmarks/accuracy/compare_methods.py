@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -61,7 +64,9 @@ def main() -> None:
             "master": arguments.master.name,
             "num_samples": arguments.samples,
             "num_tokens": sum(len(document.token_ids) for document in documents),
-            "machine": platform.processor() or platform.machine(),
+            "command": f"python -m benchmarks.accuracy.compare_methods {_options()}",
+            "commit": _commit(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "rows": rows,
         }
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")
@@ -121,6 +126,16 @@ def _add_closed_gap(rows: list[dict[str, Any]]) -> None:
             gap = rtn["perplexity"] - rtn["perplexity_bf16"]
             row["gap_closed"] = (rtn["perplexity"] - row["perplexity"]) / gap if gap > 0 else None
             row["kl_closed"] = 1 - row["mean_kl"] / rtn["mean_kl"]
+
+
+def _options() -> str:
+    """The command line, with the master by its name only."""
+    return " ".join(Path(word).name if Path(word).is_dir() else word for word in sys.argv[1:])
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from engines.fp4 import e2m1
 Float32Array = NDArray[np.float32]
 
 _BLOCK_COLUMNS = 128
-_DAMPING = 0.01
+_DAMPING = 0.05  # measured: 0.01 is a little better for W4A16, 0.05 for W4A4, 0.2 for neither
 _MAX_DAMPING = 10.0
 
 
