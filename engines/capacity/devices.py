@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from engines.errors import InvalidRequest
 
+# What else lies in a device's memory. Estimates; nobody has measured them on the hardware yet.
+GPU_RUNTIME_BYTES = 3 * 1024**3  # CUDA context, kernels, CUDA graphs, autotuner workspaces
+HOST_BYTES = 8 * 1024**3  # operating system, this service, page cache; where memory is unified
+KV_CACHE_SHARE = 0.9  # of what is left then
+
 _TERA = 10**12
 _GIGA = 10**9
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engines.capacity.devices import Device
+from engines.capacity.devices import GPU_RUNTIME_BYTES, HOST_BYTES, Device
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.checkpoint.model_config import ModelConfig
 from engines.checkpoint.tensors import Fp4Tensors
@@ -18,9 +18,6 @@ from engines.trtllm.memory_guard import FREE_GPU_MEMORY_FRACTION
 from engines.trtllm.model_facts import facts_of
 
 _GIB = 1024**3
-# Estimates; nobody has measured them on the hardware yet.
-GPU_RUNTIME_BYTES = 3 * _GIB  # CUDA context, kernels, CUDA graphs, autotuner workspaces
-HOST_BYTES = 8 * _GIB  # operating system, this service, page cache; on unified memory only
 _LIVE_COPIES = 2  # of a layer's intermediate results: the one read and the one written
 
 

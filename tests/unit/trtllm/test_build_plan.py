@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engines.capacity.devices import gpu_named
+from engines.capacity.devices import GPU_RUNTIME_BYTES, HOST_BYTES, gpu_named
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.errors import InvalidRequest, StartFailed, UnsupportedCheckpoint
 from engines.quantize.options import CalibrationOptions
@@ -17,7 +17,7 @@ from engines.trtllm.checkpoint_writer import checkpoint_num_bytes
 from engines.trtllm.errors import BuildRefused
 from engines.trtllm.machine import Gpu, Machine
 from engines.trtllm.manifest import BuildOptions
-from engines.trtllm.memory_budget import GPU_RUNTIME_BYTES, HOST_BYTES, memory_budget, weight_bytes
+from engines.trtllm.memory_budget import memory_budget, weight_bytes
 from engines.trtllm.targets import resolve_target
 from tests.support.nvfp4_checkpoint import mistral, mixtral
 

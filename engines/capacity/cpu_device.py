@@ -1,0 +1,108 @@
+"""This machine's CPU as a device: from its data sheet's rules of thumb, or measured with our own kernels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from engines.capacity.devices import Device
+from engines.cpu import kernels
+from engines.cpu.kv_cache import available_memory_bytes
+
+# Rules of thumb: a core streams about 10 GB/s, and two memory channels end near 40.
+_BANDWIDTH_PER_CORE = 10e9
+_BANDWIDTH_LIMIT = 40e9
+_DEFAULT_HERTZ = 2.5e9
+# Operations (a multiplication and an addition are two) a cycle and core: int8 dot products for FP4, float32
+# for the rest; one vector unit, as virtual machines often share the second.
+_FP4_OPERATIONS = {"avx512": 128.0, "avx2": 32.0}
+_FLOAT_OPERATIONS = {"avx512": 32.0, "avx2": 16.0}
+_PLAIN_OPERATIONS = 4.0
+
+_READ_BYTES = 512 * 1024 * 1024  # beyond any cache
+_GEMM_ROWS, _GEMM_COLUMNS, _GEMM_TOKENS = 4096, 4096, 256
+_REPEATS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class CpuMeasurement:
+    """What this machine did in a second or two; bytes and operations a second, best of a few runs."""
+
+    read_bandwidth: float
+    fp4_flops: float
+
+
+def cpu_device() -> Device:
+    """The CPU on paper: rules of thumb for its cores, clock and instruction set."""
+    num_cores = kernels.num_threads()
+    isa = kernels.isa_name()
+    cycles = num_cores * _clock_hertz()
+    return Device(
+        name="cpu",
+        title=f"this CPU ({num_cores} threads, {isa})",
+        sm=None,
+        memory_bytes=available_memory_bytes(),
+        bandwidth=min(num_cores * _BANDWIDTH_PER_CORE, _BANDWIDTH_LIMIT),
+        fp4_flops=cycles * _FP4_OPERATIONS.get(isa, _PLAIN_OPERATIONS),
+        bf16_flops=cycles * _FLOAT_OPERATIONS.get(isa, _PLAIN_OPERATIONS),
+        unified_memory=True,
+    )
+
+
+def measured_device(device: Device, measurement: CpuMeasurement) -> Device:
+    """`device` with what was measured in place of the rules of thumb."""
+    return replace(device, bandwidth=measurement.read_bandwidth, fp4_flops=measurement.fp4_flops)
+
+
+def measure_cpu() -> CpuMeasurement:
+    """Read half a GiB with all threads, and multiply FP4 matrices with the engine's own kernel."""
+    return CpuMeasurement(_measure_bandwidth(), _measure_fp4())
+
+
+def _measure_bandwidth() -> float:
+    num_threads = kernels.num_threads()
+    parts = np.array_split(np.ones(_READ_BYTES // 8, np.int64), num_threads)
+    with ThreadPoolExecutor(num_threads) as pool:
+
+        def read() -> None:
+            for _ in pool.map(np.max, parts):  # NumPy lets go of the interpreter's lock meanwhile
+                pass
+
+        return _READ_BYTES / _best_seconds(read)
+
+
+def _measure_fp4() -> float:
+    random = np.random.default_rng(0)
+    packed = random.integers(0, 256, (_GEMM_ROWS, _GEMM_COLUMNS // 2), np.uint8)
+    scales = np.full((_GEMM_ROWS, _GEMM_COLUMNS // 32), 127, np.uint8)
+    table = np.ones(256, np.float32)
+    weight = kernels.Fp4Weight([kernels.Fp4Shard(packed, scales, table)], 32)
+    codes = random.integers(-12, 13, (_GEMM_TOKENS, _GEMM_COLUMNS)).astype(np.int8)
+    factors = np.ones((_GEMM_TOKENS, _GEMM_COLUMNS // 32), np.float32)
+    out = np.empty((_GEMM_TOKENS, _GEMM_ROWS), np.float32)
+    operations = 2 * _GEMM_TOKENS * _GEMM_ROWS * _GEMM_COLUMNS
+    return operations / _best_seconds(lambda: kernels.fp4_linear_w4a4(codes, factors, weight, out))
+
+
+def _best_seconds(work: Callable[[], None]) -> float:
+    """The shortest of a few runs, after one that warms up; other programs only ever slow a run down."""
+    work()
+    best = float("inf")
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def _clock_hertz() -> float:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            found = [float(line.split(":")[1]) for line in file if line.startswith("cpu MHz")]
+    except (OSError, ValueError, IndexError):
+        found = []
+    return max(found) * 1e6 if found else _DEFAULT_HERTZ
