@@ -20,7 +20,6 @@ from engines.trtllm.errors import BuildRefused, DestinationError
 from engines.trtllm.fused_scales_check import require_equal_scales
 from engines.trtllm.machine import Machine, installed_version
 from engines.trtllm.manifest import (
-    ENGINE_SUBDIRECTORY,
     MANIFEST_VERSION,
     Canary,
     FileRecord,
@@ -35,7 +34,8 @@ from engines.trtllm.preparation import assemble_checkpoint, assemble_engine, che
 from engines.trtllm.pytorch_config import write_llm_options
 from engines.trtllm.trtllm_build import require_program, run_build
 
-_PREPARED, _CHECKPOINT = "prepared", "trtllm_checkpoint"
+# `make_build_plan` names the last two in the command.
+_PREPARED, _CHECKPOINT, _ENGINE = "prepared", "trtllm_checkpoint", "engine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +124,12 @@ class _Work:
     def build_engine(self, model: Path) -> None:
         """TensorRT-LLM's checkpoint, and from it the engine."""
         plan = self.plan
-        if self._is_done(ENGINE_SUBDIRECTORY):
+        if self._is_done(_ENGINE):
             return
         if not self._is_done(_CHECKPOINT):
             self._write_checkpoint(model)
         self.events.stage("run trtllm-build")
-        with self.workspace.run(ENGINE_SUBDIRECTORY) as directory:
+        with self.workspace.run(_ENGINE) as directory:
             run_build(plan.argv, self.workspace.log, self.events.line)
             check_engine(directory, str(plan.version), plan.options)
 
@@ -169,8 +169,8 @@ class _Work:
         self.events.stage("assemble")
         if self.plan.path == "engine":
             # Moved, so the stage is not done any more, should the rest fail.
-            built = self.workspace.path(ENGINE_SUBDIRECTORY)
-            assemble_engine(model, built, result, ENGINE_SUBDIRECTORY)
+            built = self.workspace.path(_ENGINE)
+            assemble_engine(self.plan.checkpoint, built, result)
             shutil.copyfile(self.workspace.log, result / BUILD_LOG)
             return
         assemble_checkpoint(model, result)

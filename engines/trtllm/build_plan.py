@@ -23,7 +23,7 @@ from engines.trtllm.checkpoint_writer import check_heads, check_ranks
 from engines.trtllm.errors import BuildRefused
 from engines.trtllm.fused_scales_check import require_equal_scales
 from engines.trtllm.machine import Machine
-from engines.trtllm.manifest import ENGINE_SUBDIRECTORY, BuildOptions
+from engines.trtllm.manifest import BuildOptions
 from engines.trtllm.memory_budget import MemoryBudget, memory_budget
 from engines.trtllm.pytorch_config import llm_options, serve_argv
 from engines.trtllm.targets import AUTO, resolve_target
@@ -109,7 +109,7 @@ def make_build_plan(request: BuildRequest, machine: Machine) -> BuildPlan:
         )
         argv = build_argv(
             staging / "trtllm_checkpoint",
-            staging / ENGINE_SUBDIRECTORY,
+            staging / "engine",
             options,
             fp8_context=options.kv_cache_dtype == "fp8" and _output_projections_are_fp4(checkpoint),
         )

@@ -24,7 +24,6 @@ from engines.trtllm.machine import Machine
 
 MANIFEST_FILE = "build_manifest.json"
 MANIFEST_VERSION = 1
-ENGINE_SUBDIRECTORY = "engine"  # beside the Hugging Face configuration and tokenizer
 _REHASHED_LIMIT_BYTES = 1 << 20  # larger files are compared by size only when an engine is loaded
 _CHUNK_BYTES = 1 << 20
 
@@ -91,10 +90,6 @@ class Manifest:
     canaries: tuple[Canary, ...]
     notes: tuple[str, ...] = ()
     source_fingerprint: str = ""
-
-    def model_directory(self, directory: Path) -> Path:
-        """What LLM(model=...) has to be given, for the engine directory `directory`."""
-        return directory / ENGINE_SUBDIRECTORY if self.path == "engine" else directory
 
 
 _ADAPTER = TypeAdapter(Manifest)

@@ -36,11 +36,19 @@ def assemble_checkpoint(source: Path, target: Path) -> None:
         write_text(target / HF_QUANT_CONFIG, json.dumps(_hf_quant_config(source), indent=4))
 
 
-def assemble_engine(source: Path, built: Path, target: Path, subdirectory: str) -> None:
-    """trtllm-build's output under `subdirectory`, and what the service needs of the source beside it."""
-    shutil.move(str(built), str(target / subdirectory))
-    shutil.copyfile(source / "config.json", target / "config.json")
+def assemble_engine(checkpoint: Checkpoint, built: Path, target: Path) -> None:
+    """trtllm-build's output, moved, and what the service needs of the source beside it.
+
+    config.json is TensorRT-LLM's here, so generation_config.json names every end-of-sequence id.
+    """
+    for path in sorted(built.iterdir()):
+        shutil.move(str(path), str(target / path.name))
+    source = checkpoint.directory
     carry_files(source, target)
+    generation = target / "generation_config.json"
+    document = read_json_object(generation) if generation.exists() else {}
+    document["eos_token_id"] = sorted(checkpoint.config.eos_token_ids)
+    write_text(generation, json.dumps(document, indent=2) + "\n")
 
 
 def check_engine(directory: Path, version: str, options: BuildOptions) -> None:

@@ -22,7 +22,9 @@ from engines.trtllm.build_workspace import open_workspace, staging_directory
 from engines.trtllm.errors import BuildError, BuildRefused, BuildToolFailed, DestinationError
 from engines.trtllm.machine import Gpu, Machine
 from engines.trtllm.manifest import load_for, read_manifest, stale_reasons, verify_files
+from engines.trtllm.model_facts import read_engine_facts
 from engines.trtllm.pytorch_config import read_llm_options
+from service.tokenizer import Tokenizer
 from tests.integration.offline.conftest import Result
 from tests.support import fake_trtllm_build
 from tests.support.checkpoint_edits import copy_checkpoint, edit_tensors
@@ -63,11 +65,12 @@ def test_an_engine_is_built_and_loads_only_here(golden: Path, tmp_path: Path) ->
     plan = make_build_plan(request(golden / MIXTRAL, engine, num_canaries=2), SPARK)
     build(plan, SPARK, BuildEvents(stage=stages.append, line=lines.append))
     manifest = load_for(engine, SPARK)
-    assert manifest.model_directory(engine) == engine / "engine"
-    assert (engine / "engine" / "rank0.engine").is_file()
-    assert {"config.json", "tokenizer.json", "engine/config.json", "engine/rank0.engine"} <= {
+    assert {"config.json", "generation_config.json", "tokenizer.json", "rank0.engine"} <= {
         record.name for record in manifest.files
     }
+    facts = read_engine_facts(engine)
+    assert (facts.eos_token_ids, facts.num_layers, facts.max_position_embeddings) == (frozenset({2}), 2, 512)
+    assert Tokenizer.load(engine).encode("The", add_special_tokens=True)[0] == 1
     assert [len(canary.token_ids) for canary in manifest.canaries] == [8, 8]
     assert "Building engine" in (engine / "build.log").read_text()
     assert lines[-1].startswith("[TRT-LLM] [I] Total time")
@@ -87,7 +90,6 @@ def test_the_cpu_engine_opens_a_prepared_directory_and_finds_the_same_weights(
     assert os.path.samefile(engine / "model.safetensors", weights)
     assert verify_files(result.manifest, engine) == ()
     assert read_llm_options(engine)["moe_config"] == {"backend": "CUTLASS"}
-    assert result.manifest.model_directory(engine) == engine
 
 
 def test_llm_options_are_yaml_too(golden: Path, tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_mxfp4_is_transcoded_with_bit_equal_weights(golden: Path, samples_file: 
 def test_mxfp4_becomes_an_engine_too(golden: Path, samples_file: Path, tmp_path: Path) -> None:
     calibration = CalibrationOptions(samples_file, 2, 16)
     run_build(golden / MXFP4, tmp_path / "engine", calibration=calibration)
-    assert (tmp_path / "engine" / "engine" / "rank0.engine").is_file()
+    assert (tmp_path / "engine" / "rank0.engine").is_file()
 
 
 def test_mxfp4_without_calibration_is_refused(golden: Path, tmp_path: Path) -> None:
@@ -190,8 +192,8 @@ def test_a_changed_source_is_another_build(golden: Path, tmp_path: Path) -> None
 
 def test_a_damaged_build_is_refused(golden: Path, tmp_path: Path) -> None:
     run_build(golden / MIXTRAL, tmp_path / "engine")
-    (tmp_path / "engine" / "engine" / "rank0.engine").write_bytes(b"x")
-    with pytest.raises(DestinationError, match=r"damaged: engine/rank0\.engine"):
+    (tmp_path / "engine" / "rank0.engine").write_bytes(b"x")
+    with pytest.raises(DestinationError, match=r"damaged: rank0\.engine"):
         run_build(golden / MIXTRAL, tmp_path / "engine")
 
 
@@ -228,7 +230,7 @@ def test_what_another_build_left_is_cleaned_up(
         run_build(golden / MIXTRAL, engine, tensor_parallel=2)
     monkeypatch.delenv("FAKE_TRTLLM_BUILD")
     assert run_build(golden / MIXTRAL, engine).resumed == ()
-    assert not (engine / "engine" / "rank1.engine").exists()
+    assert not (engine / "rank1.engine").exists()
     assert not staging_directory(engine).exists()
 
 
