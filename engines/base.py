@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -118,6 +119,14 @@ class Engine(ABC):
     @abstractmethod
     def stats(self) -> EngineStats:
         """A snapshot of gauges and totals."""
+
+    async def died(self) -> str:
+        """Wait until the engine stops working by itself, requests or none, and say why.
+
+        For ever with an engine that cannot notice it without a request.
+        """
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable: nobody sets the event")
 
     @abstractmethod
     async def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 
 from engines.base import Engine, EngineOptions
@@ -9,8 +10,41 @@ from engines.errors import MissingExtra, UnknownEngine
 
 _ENGINES = {
     "cpu": "engines.cpu.engine:CpuEngine",
+    "trtllm": "engines.trtllm.engine:TrtLlmEngine",
     "echo": "engines.echo:EchoEngine",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """What "auto" stands for on this machine with this checkpoint, and why."""
+
+    name: str
+    reason: str
+
+
+def choose_engine(options: EngineOptions) -> EngineChoice:
+    """TensorRT-LLM where it can run `options.checkpoint`, else the CPU.
+
+    Never raises: a checkpoint that cannot be read is left for the CPU engine to refuse.
+    """
+    # Imported here: it looks for GPUs and reads files, which no other engine needs.
+    from engines.trtllm.machine import detect_machine
+    from engines.trtllm.suitability import Fit, describe, machine_obstacles
+
+    machine = detect_machine()
+    obstacles = machine_obstacles(machine)
+    if obstacles:
+        return EngineChoice("cpu", "; ".join(obstacles))
+    if options.activations != "checkpoint":
+        return EngineChoice("cpu", "TensorRT-LLM cannot leave activations unquantised (activations=bf16)")
+    if options.checkpoint is None:
+        return EngineChoice("trtllm", f"{machine.gpus[0].name} and tensorrt-llm are there")
+    judged = describe(options.checkpoint, machine)
+    if judged.fit is Fit.RUNS:
+        return EngineChoice("trtllm", f"{machine.gpus[0].name} and tensorrt-llm can run {options.checkpoint}")
+    advice = f" (to use the GPU: {judged.command})" if judged.command else ""
+    return EngineChoice("cpu", f"TensorRT-LLM cannot: {judged.reason}{advice}")
 
 
 def engine_names() -> tuple[str, ...]:
@@ -23,7 +57,7 @@ def create_engine(name: str, options: EngineOptions) -> Engine:
 
     Raises UnknownEngine for an unknown name and MissingExtra when the engine's package is absent.
     """
-    resolved = "cpu" if name == "auto" else name
+    resolved = choose_engine(options).name if name == "auto" else name
     try:
         module_name, class_name = _ENGINES[resolved].split(":")
     except KeyError:

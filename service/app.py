@@ -88,3 +88,5 @@ async def _load(
     else:
         state.attach(LoadedModel(engine, engine.info, tokenizer, template if template.available else None))
         log.info("ready: %s on engine %s", ", ".join(state.settings.model_names), engine.info.engine)
+        # An engine may die while nobody asks it anything; readiness must not outlive it.
+        state.lifecycle.mark_failed(await engine.died())

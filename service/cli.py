@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
+from engines.base import Engine
 from engines.cli import register as register_engine_commands
 from engines.errors import EngineError
-from engines.registry import create_engine, engine_names
+from engines.registry import choose_engine, create_engine, engine_names
 from service.auth import KeyFileError
 from service.chat_template import ChatTemplateError
 from service.cli_generate import register as register_generate
@@ -26,6 +31,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+_EXIT_SECONDS = 20.0
 
 
 class StartFailure(Exception):
@@ -79,7 +87,7 @@ def nybble(
 @app.command()
 def serve(
     checkpoint: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a Hugging Face checkpoint.")],
-    engine: Annotated[str | None, typer.Option(help="auto, cpu or echo. [auto]")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, trtllm, cpu or echo. [auto]")] = None,
     activations: Annotated[str | None, typer.Option(help="checkpoint or bf16. [checkpoint]")] = None,
     numerics: Annotated[str | None, typer.Option(help="fast or reference. [fast]")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
@@ -98,6 +106,12 @@ def serve(
         bool | None, typer.Option(help="Reuse KV blocks of equal prefixes. [on]")
     ] = None,
     num_threads: Annotated[int | None, typer.Option(help="0 means all physical cores. [0]")] = None,
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option(help="GPUs to split the model over (trtllm). [1]")
+    ] = None,
+    stall_timeout: Annotated[
+        float | None, typer.Option(help="Seconds without progress until trtllm is given up. [120]")
+    ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="One API key a line. [no keys: open]")] = None,
     max_queued_requests: Annotated[
         int | None, typer.Option(help="Sequences that may wait beyond --max-num-seqs. [512]")
@@ -126,6 +140,8 @@ def serve(
         "max_num_batched_tokens": max_num_batched_tokens,
         "prefix_caching": prefix_caching,
         "num_threads": num_threads,
+        "tensor_parallel_size": tensor_parallel_size,
+        "stall_timeout_seconds": stall_timeout,
         "api_key_file": api_key_file,
         "max_queued_requests": max_queued_requests,
         "max_body_bytes": max_body_size,
@@ -144,7 +160,7 @@ def run_server(settings: ServiceSettings) -> None:
     from service.server import DrainingServer, bind
 
     check_checkpoint(settings)
-    web_app = create_app(settings, lambda: create_engine(settings.engine, settings.engine_options()))
+    web_app = create_app(settings, lambda: make_engine(settings))
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:
@@ -153,8 +169,29 @@ def run_server(settings: ServiceSettings) -> None:
     log_settings(settings, listener.getsockname()[1])
     server = DrainingServer(web_app, settings)
     server.run(sockets=[listener])
+    _end_for_sure(1 if server.failure is not None else 0)
     if server.failure is not None:
         raise StartFailure(server.failure)
+
+
+def make_engine(settings: ServiceSettings) -> Engine:
+    """The engine that was asked for; with "auto", the log says which one that is, and why."""
+    name, options = settings.engine, settings.engine_options()
+    if name == "auto":
+        choice = choose_engine(options)
+        logging.getLogger("nybble").info("engine %s: %s", choice.name, choice.reason)
+        name = choice.name
+    return create_engine(name, options)
+
+
+def _end_for_sure(status: int) -> None:
+    """A runtime that hangs in its exit handlers must not keep a process alive that has to be restarted."""
+
+    def end() -> None:
+        time.sleep(_EXIT_SECONDS)
+        os._exit(status)
+
+    threading.Thread(target=end, name="nybble-exit", daemon=True).start()
 
 
 def check_checkpoint(settings: ServiceSettings) -> None:

@@ -32,6 +32,8 @@ class ServiceSettings(BaseSettings):
     prefix_caching: bool = True
     num_threads: int = Field(default=0, ge=0)
     check_integrity: bool = False
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    stall_timeout_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -77,4 +79,6 @@ class ServiceSettings(BaseSettings):
             prefix_caching=self.prefix_caching,
             num_threads=self.num_threads,
             check_integrity=self.check_integrity,
+            tensor_parallel_size=self.tensor_parallel_size,
+            stall_timeout_seconds=self.stall_timeout_seconds,
         )

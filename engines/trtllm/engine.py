@@ -24,8 +24,9 @@ from engines.trtllm.watchdog import Watchdog
 
 _logger = logging.getLogger(__name__)
 _ABORT_SECONDS = 10.0
-_FIRST_STATS_SECONDS = 2.0
 _WARM_UP_TOKENS = 2
+_MAX_CANCELLATIONS = 20
+_CANCELLATION_SECONDS = 0.1
 
 
 class TrtLlmEngine(Engine):
@@ -285,10 +286,15 @@ class TrtLlmEngine(Engine):
     # -- ending -------------------------------------------------------------------------------------------
 
     async def _end_requests(self, reason: str) -> None:
-        tasks = [*self._tasks, *self._queue.fail_all(EngineDead(reason))]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        tasks = {*self._tasks, *self._queue.fail_all(EngineDead(reason))}
+        # A task that was just being handed something may lose its cancellation (asyncio.wait_for does that
+        # before Python 3.12), so it is told more than once.
+        for _ in range(_MAX_CANCELLATIONS):
+            for task in tasks:
+                task.cancel()
+            if not tasks:
+                return
+            _, tasks = await asyncio.wait(tasks, timeout=_CANCELLATION_SECONDS)
 
     async def _shut_down(self, llm: Any) -> None:
         done, _ = await asyncio.wait(

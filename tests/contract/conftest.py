@@ -5,8 +5,9 @@ An engine joins by an entry in ENGINES. Each engine that a test makes must be id
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ import pytest
 
 from engines.base import Engine, EngineOptions
 from engines.registry import create_engine
+from tests.support.fake_tensorrt_llm import installed
 from tests.support.generation import wait_until_idle
+from tests.support.gpu_machines import B200
 
-ENGINES = ("echo", "cpu")
+ENGINES = ("echo", "cpu", "trtllm")
+
+# The release that has everything; what the others lack is tested in tests/unit/trtllm.
+TENSORRT_LLM = "1.4.0rc1"
 
 BuildEngine = Callable[..., Engine]
 StartEngine = Callable[..., Awaitable[Engine]]
@@ -29,10 +35,20 @@ def engine_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def build_engine(engine_name: str, golden: Path) -> BuildEngine:
+def build_engine(engine_name: str, golden: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BuildEngine]:
     """Constructs, but does not start, an engine with a small context; keywords override its options."""
+    checkpoint = "mistral-mxfp4-ct"
+    with contextlib.ExitStack() as stack:
+        if engine_name == "trtllm":
+            checkpoint = "mixtral-nvfp4-modelopt"  # it runs no dense MXFP4
+            stack.enter_context(installed(TENSORRT_LLM))
+            monkeypatch.setattr("engines.trtllm.startup.detect_machine", lambda: B200)
+        yield builder(engine_name, golden / checkpoint)
+
+
+def builder(engine_name: str, checkpoint: Path) -> BuildEngine:
     defaults = EngineOptions(
-        checkpoint=golden / "mistral-mxfp4-ct",
+        checkpoint=checkpoint,
         numerics="reference",
         max_model_len=256,
         max_num_batched_tokens=64,

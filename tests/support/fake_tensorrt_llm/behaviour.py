@@ -1,0 +1,35 @@
+"""What can be made to go wrong, and what has been seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Behaviour:
+    """Switches may be turned at any time; `llms` and `received` are for the test to look at.
+
+    `is_out_of_memory`: LLM(...) fails as torch does. `load_seconds`: it takes its time.
+    `has_wrong_kernels`: the numbers are wrong and nothing says so. `refused_token`, `failing_token`: a prompt
+    with this id is refused at submission, or fails while it runs. `crash_after_tokens`: a rank crashes once
+    so many tokens were generated, with an error for everybody. `is_rank_lost`: a rank is gone, and the others
+    wait for it. `is_hung`: nothing happens any more. `ignores_shutdown`: shutdown() never returns.
+    """
+
+    is_out_of_memory: bool = False
+    load_seconds: float = 0.0
+    has_wrong_kernels: bool = False
+    refused_token: int | None = None
+    failing_token: int | None = None
+    crash_after_tokens: int | None = None
+    is_rank_lost: bool = False
+    is_hung: bool = False
+    ignores_shutdown: bool = False
+    llms: list[Any] = field(default_factory=list)
+    received: list[Any] = field(default_factory=list)
+    num_tokens: int = 0
+
+    @property
+    def is_stuck(self) -> bool:
+        return self.is_hung or self.is_rank_lost

@@ -1,0 +1,190 @@
+"""tensorrt_llm.LLM: the constructor, which refuses a lot, and the methods the engine uses."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tests.support.fake_tensorrt_llm.behaviour import Behaviour
+from tests.support.fake_tensorrt_llm.executor import Executor, Sequence
+from tests.support.fake_tensorrt_llm.releases import Release
+from tests.support.fake_tensorrt_llm.results import RequestError, RequestOutput
+from tests.support.fake_tensorrt_llm.torch_module import OutOfMemoryError
+
+
+class IterationResult:
+    """Async iterator over the steps' figures; it ends when none has come for `timeout` seconds."""
+
+    def __init__(self, queue: asyncio.Queue[dict[str, Any]], timeout: float | None) -> None:
+        self._queue = queue
+        self._timeout = timeout
+
+    def __aiter__(self) -> IterationResult:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        try:
+            return await asyncio.wait_for(self._queue.get(), self._timeout)
+        except asyncio.TimeoutError:
+            raise StopAsyncIteration from None
+
+
+def llm_class(release: Release, arguments_class: type, sampling_class: type, behaviour: Behaviour) -> type:
+    """The class of this release, with its `generate_async`."""
+
+    class LLM(_Base):
+        _release = release
+        _arguments_class = arguments_class
+        _sampling_class = sampling_class
+        _behaviour = behaviour
+
+    # The release decides which arguments there are: an unknown one is Python's own TypeError.
+    if release.is_new:
+        LLM.generate_async = _generate_async_with_priority
+        LLM._check_health = lambda self: not behaviour.is_rank_lost
+    elif release.is_since_1_2:
+        LLM.generate_async = _generate_async_1_2
+    else:
+        LLM.generate_async = _generate_async_1_0
+    return LLM
+
+
+class _Base:
+    _release: Release
+    _arguments_class: type
+    _sampling_class: type
+    _behaviour: Behaviour
+
+    def __init__(
+        self,
+        model: str | Path,
+        tokenizer: Any = None,
+        tokenizer_mode: str = "auto",
+        skip_tokenizer_init: bool = False,
+        trust_remote_code: bool = False,
+        tensor_parallel_size: int = 1,
+        dtype: str = "auto",
+        revision: str | None = None,
+        tokenizer_revision: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "kwargs")}
+        given.pop("__class__", None)
+        try:
+            self.args = self._arguments_class(**given, **kwargs)
+        except ValidationError as error:
+            raise ValueError(f"bad arguments for LLM: {error}") from None
+        if not skip_tokenizer_init:
+            raise AssertionError("the engine speaks token ids; it needs no tokenizer")
+        time.sleep(self._behaviour.load_seconds)
+        if self._behaviour.is_out_of_memory:
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 1.75 GiB.")
+        config = json.loads((Path(model) / "config.json").read_text())
+        config = config.get("pretrained_config", config)
+        self._vocab_size = config["vocab_size"]
+        self._executor = Executor(self.args, self._vocab_size, self._release, self._behaviour)
+        self._ids = itertools.count(1)
+        self._is_shut_down = False
+        self._behaviour.llms.append(self)
+
+    def get_stats_async(self, timeout: float | None = 2) -> IterationResult:
+        return IterationResult(self._executor.stats, timeout)
+
+    def shutdown(self) -> None:
+        if self._behaviour.ignores_shutdown:
+            threading.Event().wait()
+        self._is_shut_down = True
+        self._executor.stop()
+
+    def _submit(
+        self, inputs: Any, params: Any, streaming: bool, cache_salt: str | None = None
+    ) -> RequestOutput:
+        asyncio.get_running_loop()  # RuntimeError outside of one
+        if self._is_shut_down:
+            raise RuntimeError("LLM is shutting down")
+        self._check(inputs, params, streaming)
+        self._behaviour.received.append((list(inputs), params, streaming))
+        if self._behaviour.refused_token in inputs:
+            raise RequestError("the prompt is refused")
+        result = RequestOutput(next(self._ids), list(inputs), params, streaming)
+        self._executor.submit(Sequence(result, params, list(inputs), is_cached=cache_salt is None))
+        return result
+
+    def _check(self, inputs: Any, params: Any, streaming: bool) -> None:
+        if not isinstance(inputs, list) or not inputs or any(type(token) is not int for token in inputs):
+            raise TypeError("inputs must be a list of int here")
+        if not isinstance(params, self._sampling_class):
+            raise TypeError(f"sampling_params must be SamplingParams, got {type(params)}")
+        if type(streaming) is not bool:
+            raise TypeError("streaming must be a bool")
+        if params.end_id is None:
+            raise ValueError("tokenizer is required to reset end_id if it is None")
+        ids = [*inputs, *(params.stop_token_ids or ())]
+        if min(ids) < 0 or max(ids) >= self._vocab_size:
+            raise ValueError("a token id is outside the vocabulary")
+        if params.embedding_bias is not None and params.embedding_bias.shape != (self._vocab_size,):
+            raise ValueError(f"embedding_bias has shape {params.embedding_bias.shape}")
+        if len(inputs) > self.args.max_num_tokens and not self.args.enable_chunked_prefill:
+            raise ValueError("prompt length should not exceed max_num_tokens")
+        if len(inputs) + params.max_tokens > self.args.max_seq_len:
+            raise ValueError("prompt and max_tokens exceed max_seq_len: the real one would not notice")
+        if self._executor.num_blocks * self._executor.tokens_per_block < len(inputs) + params.max_tokens:
+            raise ValueError("the request can never fit the KV cache")
+
+
+def _generate_async_1_0(
+    self: Any,
+    inputs: Any,
+    sampling_params: Any = None,
+    lora_request: Any = None,
+    prompt_adapter_request: Any = None,
+    streaming: bool = False,
+    kv_cache_retention_config: Any = None,
+    disaggregated_params: Any = None,
+    _postproc_params: Any = None,
+) -> RequestOutput:
+    return self._submit(inputs, sampling_params, streaming)
+
+
+def _generate_async_1_2(
+    self: Any,
+    inputs: Any,
+    sampling_params: Any = None,
+    lora_request: Any = None,
+    prompt_adapter_request: Any = None,
+    streaming: bool = False,
+    kv_cache_retention_config: Any = None,
+    disaggregated_params: Any = None,
+    _postproc_params: Any = None,
+    scheduling_params: Any = None,
+    cache_salt: str | None = None,
+) -> RequestOutput:
+    return self._submit(inputs, sampling_params, streaming, cache_salt)
+
+
+def _generate_async_with_priority(
+    self: Any,
+    inputs: Any,
+    sampling_params: Any = None,
+    lora_request: Any = None,
+    prompt_adapter_request: Any = None,
+    streaming: bool = False,
+    kv_cache_retention_config: Any = None,
+    disaggregated_params: Any = None,
+    _postproc_params: Any = None,
+    scheduling_params: Any = None,
+    cache_salt: str | None = None,
+    trace_headers: Any = None,
+    conversation_params: Any = None,
+    priority: float = 0.5,
+) -> RequestOutput:
+    if type(priority) is not float or not 0.0 <= priority <= 1.0:
+        raise ValueError(f"priority is {priority!r}; expected 0 to 1")
+    return self._submit(inputs, sampling_params, streaming, cache_salt)
