@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from engines.checkpoint.architecture import expert_names
@@ -13,7 +12,8 @@ from engines.checkpoint.checkpoint import Checkpoint
 from engines.checkpoint.model_config import ModelConfig
 from engines.checkpoint.quantization import Layout
 from engines.checkpoint.tensors import DenseTensors, Fp4Tensors
-from engines.registry import engine_names
+from engines.trtllm.machine import detect_machine
+from engines.trtllm.suitability import Fit, checkpoint_suitability
 
 _BF16_BYTES = 2
 
@@ -83,7 +83,7 @@ def inspect(directory: Path) -> Inspection:
         ignored_modules=_ignored_modules(modules) if quantization else (),
         kv_cache=quantization.kv_cache if quantization else None,
         warnings=tuple(_warnings(checkpoint)),
-        engines=_verdicts(checkpoint),
+        engines=_verdicts(checkpoint, directory),
     )
 
 
@@ -159,18 +159,20 @@ def _fused_groups(config: ModelConfig) -> Iterator[tuple[str, ...]]:
             yield tuple(expert_names(layer, expert, part)[0] for part in ("gate", "up"))
 
 
-def _verdicts(checkpoint: Checkpoint) -> tuple[EngineVerdict, ...]:
+def _verdicts(checkpoint: Checkpoint, directory: Path) -> tuple[EngineVerdict, ...]:
+    tensorrt_llm = checkpoint_suitability(checkpoint, directory, detect_machine())
     return (
-        EngineVerdict("cpu", True, _cpu_reason(checkpoint)),
-        _tensorrt_llm_verdict(checkpoint),
+        EngineVerdict("cpu", True, cpu_reason(checkpoint)[0]),
+        EngineVerdict("trtllm", tensorrt_llm.fit is Fit.RUNS, tensorrt_llm.reason),
         EngineVerdict("echo", True, "has no model: it repeats the prompt, for load tests"),
     )
 
 
-def _cpu_reason(checkpoint: Checkpoint) -> str:
+def cpu_reason(checkpoint: Checkpoint) -> tuple[str, tuple[str, ...]]:
+    """How the CPU engine runs a checkpoint that could be opened, and the options that takes."""
     if any(_lacks_input_scale(module) for module in checkpoint.modules()):
-        return "with --activations bf16 only, because input scales are missing"
-    return "all its layers and formats are supported"
+        return "with --activations bf16 only, because input scales are missing", ("--activations", "bf16")
+    return "all its layers and formats are supported", ()
 
 
 def _lacks_input_scale(module: Fp4Tensors | DenseTensors) -> bool:
@@ -180,18 +182,3 @@ def _lacks_input_scale(module: Fp4Tensors | DenseTensors) -> bool:
         and module.quantizes_activations
         and module.input_scale is None
     )
-
-
-def _tensorrt_llm_verdict(checkpoint: Checkpoint) -> EngineVerdict:
-    obstacles = []
-    if "tensorrt-llm" not in engine_names():
-        obstacles.append("this version has no such engine yet")
-    if not any(Path("/proc/driver/nvidia/gpus").glob("*")) and not Path("/dev/nvidia0").exists():
-        obstacles.append("no NVIDIA GPU was found")
-    if find_spec("tensorrt_llm") is None:
-        obstacles.append("the package tensorrt_llm is not installed")
-    if checkpoint.layout in (Layout.COMPRESSED_TENSORS_MXFP4, Layout.COMPRESSED_TENSORS_MIXED):
-        obstacles.append("dense MXFP4 layers need a conversion to NVFP4")
-    elif checkpoint.layout is Layout.COMPRESSED_TENSORS_NVFP4:
-        obstacles.append("the compressed-tensors layout needs a conversion to modelopt's")
-    return EngineVerdict("tensorrt-llm", not obstacles, "; ".join(obstacles) or "all requirements are met")

@@ -191,8 +191,8 @@ def test_unequal_scales_of_fused_layers_are_a_warning(tmp_path: Path) -> None:
 def test_tensorrt_llm_is_not_promised(golden: Path) -> None:
     verdicts = {verdict.engine: verdict for verdict in inspect(golden / "mistral-mxfp4-ct").engines}
     assert verdicts["cpu"].runs
-    assert not verdicts["tensorrt-llm"].runs
-    assert "conversion to NVFP4" in verdicts["tensorrt-llm"].reason
+    assert not verdicts["trtllm"].runs
+    assert "conversion to NVFP4" in verdicts["trtllm"].reason
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_inspect_command_prints_json(app: typer.Typer, golden: Path) -> None:
     assert document["stored_bytes"]["total"] == sum(
         size for kind, size in document["stored_bytes"].items() if kind != "total"
     )
-    assert [engine["engine"] for engine in document["engines"]] == ["cpu", "tensorrt-llm", "echo"]
+    assert [engine["engine"] for engine in document["engines"]] == ["cpu", "trtllm", "echo"]
 
 
 def test_inspect_command_prints_a_table(app: typer.Typer, golden: Path) -> None:

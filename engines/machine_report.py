@@ -1,0 +1,107 @@
+"""What `nybble doctor` knows of the machine besides its GPUs: processor, memory, Python packages."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.errors import EngineError
+from engines.trtllm.machine import Machine, detect_machine, installed_version
+
+# Those our kernels choose by, and a few that explain the choice.
+_KNOWN_FEATURES = (
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "amx_int8",
+    "asimddp",
+    "i8mm",
+    "sve",
+    "sve2",
+)
+_RUNTIME_PACKAGES = ("tensorrt-llm", "tensorrt", "torch", "transformers", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class MachineReport:
+    """`kernels`: the instruction set our kernels use, or why there are none. Sizes are None where unknown."""
+
+    processor: str
+    num_logical_cores: int
+    cpu_features: tuple[str, ...]
+    kernels: str
+    total_memory_bytes: int | None
+    available_memory_bytes: int | None
+    python_version: str
+    packages: tuple[tuple[str, str | None], ...]
+    gpu_side: Machine
+
+
+def machine_report() -> MachineReport:
+    """Look at this machine. Never raises."""
+    processor, features = _processor()
+    memory = _memory()
+    return MachineReport(
+        processor=processor,
+        num_logical_cores=os.cpu_count() or 1,
+        cpu_features=features,
+        kernels=_kernels(),
+        total_memory_bytes=memory.get("MemTotal"),
+        available_memory_bytes=memory.get("MemAvailable"),
+        python_version=platform.python_version(),
+        packages=tuple((name, installed_version(name)) for name in _RUNTIME_PACKAGES),
+        gpu_side=detect_machine(),
+    )
+
+
+def parse_cpuinfo(text: str) -> tuple[str | None, frozenset[str]]:
+    """The model's name, if it is told, and all feature flags of the first core (x86 and Arm)."""
+    name: str | None = None
+    flags: frozenset[str] = frozenset()
+    for line in text.splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "model name" and name is None:
+            name = value
+        elif key in ("flags", "Features") and not flags:
+            flags = frozenset(value.split())
+    return name, flags
+
+
+def parse_meminfo(text: str) -> dict[str, int]:
+    """Bytes by name from /proc/meminfo; lines without a size in kB are left out."""
+    sizes = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        fields = value.split()
+        if len(fields) == 2 and fields[1] == "kB" and fields[0].isdecimal():
+            sizes[name] = int(fields[0]) * 1024
+    return sizes
+
+
+def _processor() -> tuple[str, tuple[str, ...]]:
+    name, flags = parse_cpuinfo(_text(Path("/proc/cpuinfo")))
+    return name or platform.machine(), tuple(feature for feature in _KNOWN_FEATURES if feature in flags)
+
+
+def _memory() -> dict[str, int]:
+    return parse_meminfo(_text(Path("/proc/meminfo")))
+
+
+def _kernels() -> str:
+    try:
+        from engines.cpu import kernels
+
+        return kernels.isa_name()
+    except (ImportError, EngineError) as error:
+        return f"not usable: {error}"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
