@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,13 +37,15 @@ SNAPSHOT_EVERY = 150
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is trained, on how much, and where to."""
+    """What is trained, on how much, where to; `start` is a master to go on from, `rate` scales the peak."""
 
     kind: str
     directory: Path
     steps: int
     tokens_per_step: int
     seed: int
+    start: Path | None = None
+    rate: float = 1.0
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,13 +57,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tokens-per-step", type=int, default=3072)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--start-from", type=Path, help="a master to go on from, instead of random weights")
+    parser.add_argument("--rate", type=float, default=1.0, help="scales the learning rate (default 1)")
     parser.add_argument("--compile", action="store_true", help="faster; needs a C++ compiler")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    train(
-        Run(options.kind, options.directory, options.steps, options.tokens_per_step, options.seed),
-        options.compile,
+    run = Run(
+        options.kind,
+        options.directory,
+        options.steps,
+        options.tokens_per_step,
+        options.seed,
+        options.start_from,
+        options.rate,
     )
+    train(run, options.compile)
 
 
 def train(run: Run, compiled: bool) -> None:
@@ -70,8 +80,11 @@ def train(run: Run, compiled: bool) -> None:
     steps_file = run.directory / "steps.txt"
     steps_file.write_text(f"{run.steps}\n", encoding="utf-8")
     torch.manual_seed(run.seed)
-    tokenizer = train_tokenizer(run.seed)
+    tokenizer = train_tokenizer()
     model = LanguageModel(SHAPES[run.kind])
+    if run.start is not None:
+        weights = load_file(run.start / "model.safetensors")
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{run.kind}: {num_parameters:,} parameters", flush=True)
     write_side_files(run.directory, tokenizer, config_json(model.shape))
@@ -84,7 +97,7 @@ def train(run: Run, compiled: bool) -> None:
     while step < steps:
         if step < (1 - FALLING_SHARE) * steps:
             steps = _wanted_steps(steps_file, steps, step)
-        rate = learning_rate_factor(step, steps)
+        rate = run.rate * learning_rate_factor(step, steps)
         loss = weighted_loss(model, *to_tensors(next(batches)))
         (loss + model.balance_loss()).backward()
         muon.step(rate * MUON_LEARNING_RATE, WEIGHT_DECAY)
@@ -146,6 +159,8 @@ def _save(run: Run, model: LanguageModel, step: int, steps: int, loss: float, se
     record = {
         "kind": run.kind,
         "seed": run.seed,
+        "rate": run.rate,
+        "continued": run.start is not None,
         "step": step,
         "steps": steps,
         "tokens_per_step": run.tokens_per_step,
