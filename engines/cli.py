@@ -15,6 +15,7 @@ from engines.checkpoint.inspection import Inspection
 from engines.checkpoint.inspection import inspect as inspect_checkpoint
 from engines.cli_build import register as register_build
 from engines.cli_convert import register as register_convert
+from engines.cli_doctor import register as register_doctor
 from engines.cli_evaluate import register as register_evaluate
 from engines.cli_plan import register as register_plan
 from engines.cli_quantize import register as register_quantize
@@ -29,6 +30,7 @@ def register(app: typer.Typer) -> None:
     register_quantize(app)
     register_evaluate(app)
     register_convert(app)
+    register_doctor(app)
     register_build(app)
     register_plan(app)
 
