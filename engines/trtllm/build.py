@@ -10,6 +10,7 @@ from pathlib import Path
 
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.convert.conversion import convert
+from engines.errors import InvalidRequest
 from engines.trtllm.build_identity import build_key, combined_digest, source_digests, source_fingerprint
 from engines.trtllm.build_plan import BuildPlan
 from engines.trtllm.build_workspace import BUILD_LOG, BuildWorkspace, open_workspace
@@ -209,7 +210,13 @@ class _Work:
 
 
 def _require_buildable(plan: BuildPlan, machine: Machine) -> None:
-    """A TensorRT engine is built by the release and on the GPU that will run it. Raises BuildRefused."""
+    """A TensorRT engine is built by the release and on the GPU that will run it.
+
+    Raises BuildRefused, and InvalidRequest for a calibration file that is not there.
+    """
+    calibration = plan.request.calibration
+    if calibration is not None and not calibration.file.is_file():
+        raise InvalidRequest(f"--calibration: {calibration.file} is no file; expected JSON lines")
     if plan.path != "engine":
         return
     if machine.tensorrt_llm_version != str(plan.version):

@@ -14,6 +14,7 @@ import pytest
 
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.convert.errors import NoInputScales, NotLossless
+from engines.errors import InvalidRequest
 from engines.quantize.options import CalibrationOptions
 from engines.trtllm import build as build_module
 from engines.trtllm.build import BuildEvents, build
@@ -133,6 +134,25 @@ def test_mxfp4_becomes_an_engine_too(golden: Path, samples_file: Path, tmp_path:
     calibration = CalibrationOptions(samples_file, 2, 16)
     run_build(golden / MXFP4, tmp_path / "engine", calibration=calibration)
     assert (tmp_path / "engine" / "rank0.engine").is_file()
+
+
+def test_a_failed_build_keeps_the_conversion(
+    golden: Path, samples_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration = CalibrationOptions(samples_file, 2, 16)
+    monkeypatch.setenv("FAKE_TRTLLM_BUILD", "crash:1:out of memory")
+    with pytest.raises(BuildToolFailed):
+        run_build(golden / MXFP4, tmp_path / "engine", calibration=calibration)
+    monkeypatch.delenv("FAKE_TRTLLM_BUILD")
+    result = run_build(golden / MXFP4, tmp_path / "engine", calibration=calibration)
+    assert result.resumed == ("prepared", "trtllm_checkpoint")
+
+
+def test_a_calibration_file_that_is_not_there_is_refused(golden: Path, tmp_path: Path) -> None:
+    calibration = CalibrationOptions(tmp_path / "absent.jsonl")
+    with pytest.raises(InvalidRequest, match=r"absent\.jsonl is no file"):
+        run_build(golden / MXFP4, tmp_path / "engine", calibration=calibration)
+    assert not staging_directory(tmp_path / "engine").exists()
 
 
 def test_mxfp4_without_calibration_is_refused(golden: Path, tmp_path: Path) -> None:
