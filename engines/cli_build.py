@@ -173,7 +173,7 @@ def _show_result(result: BuildResult, destination: Path) -> None:
         f"{destination}: {len(manifest.files)} files, {_gib(_num_bytes(manifest))}, "
         f"{len(manifest.canaries)} canaries, build {manifest.build_key[:12]}{resumed}"
     )
-    typer.echo(f"serve it: nybble serve {destination} --engine tensorrt-llm")
+    typer.echo(f"serve it: nybble serve {destination} --engine trtllm")
 
 
 def _num_bytes(manifest: Manifest) -> int:

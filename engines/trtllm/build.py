@@ -222,14 +222,15 @@ def _require_buildable(plan: BuildPlan, machine: Machine) -> None:
     if machine.tensorrt_llm_version != str(plan.version):
         raise BuildRefused(
             f"an engine for TensorRT-LLM {plan.version} has to be built by it, and "
-            f"{machine.tensorrt_llm_version or 'none'} is installed here; --dry-run only plans"
+            f"{machine.tensorrt_llm_version or 'none'} is installed here; --dry-run only plans, and --path "
+            "pytorch needs neither GPU nor TensorRT-LLM"
         )
     require_program()
     if not machine.gpus or machine.gpus[0].sm != plan.device.sm:
         got = f"{machine.gpus[0].name} (SM {machine.gpus[0].sm})" if machine.gpus else "no GPU"
         raise BuildRefused(
             f"an engine for {plan.device.title} (SM {plan.device.sm}) has to be built on one, and this "
-            f"machine has {got}; --dry-run only plans"
+            f"machine has {got}; --dry-run only plans, and --path pytorch needs no GPU"
         )
 
 
