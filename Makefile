@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 8000
-DEMO ?= demo/mistral-mxfp4
+DEMO ?= examples/demo_model/checkpoints/mistral-mxfp4
 
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find engines/cpu/csrc -type f 2>/dev/null)
@@ -11,12 +11,11 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find engines/cpu/csrc -type f 2
 
 # Serve the built-in demo checkpoint on port $(PORT).
 serve: $(VENV)/.installed
-	$(BIN)/python -m examples.demo_model.make_demo $(DEMO)
 	@echo
 	@echo "When the server says that it is ready, ask it something from another terminal:"
 	@echo
 	@echo "  curl http://127.0.0.1:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' \\"
-	@echo "    -d '{\"model\": \"nybble-demo\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}], \"max_tokens\": 32}'"
+	@echo "    -d '{\"model\": \"nybble-demo\", \"messages\": [{\"role\": \"user\", \"content\": \"What is machine learning?\"}], \"max_tokens\": 64}'"
 	@echo
 	$(BIN)/nybble serve $(DEMO) --served-model-name nybble-demo --port $(PORT)
 
