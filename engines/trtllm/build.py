@@ -32,9 +32,10 @@ from engines.trtllm.manifest import (
     write_manifest,
 )
 from engines.trtllm.preparation import assemble_checkpoint, assemble_engine, check_engine
-from engines.trtllm.pytorch_config import write_llm_options
+from engines.trtllm.pytorch_config import LLM_OPTIONS_FILE, write_llm_options
 from engines.trtllm.trtllm_build import require_program, run_build
 
+_NOT_RECORDED = (BUILD_LOG, LLM_OPTIONS_FILE)  # the options are the user's to change
 # `make_build_plan` names the last two in the command.
 _PREPARED, _CHECKPOINT, _ENGINE = "prepared", "trtllm_checkpoint", "engine"
 
@@ -269,12 +270,12 @@ def _check_space(directory: Path, needed_bytes: int) -> None:
 
 
 def _records(directory: Path, source_digests: Mapping[Path, str]) -> tuple[FileRecord, ...]:
-    """All files but log and manifest. A linked file's digest is that of its source, read before."""
+    """All files but log, options and manifest. A linked file's digest is that of its source, read before."""
     known = {(path.stat().st_dev, path.stat().st_ino): digest for path, digest in source_digests.items()}
     records = []
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if not path.is_file() or name == BUILD_LOG:
+        if not path.is_file() or name in _NOT_RECORDED:
             continue
         status = path.stat()
         digest = known.get((status.st_dev, status.st_ino)) or file_digest(path)

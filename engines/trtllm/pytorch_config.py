@@ -20,7 +20,7 @@ from engines.trtllm.memory_budget import MemoryBudget
 from engines.trtllm.model_facts import facts_of
 
 LLM_OPTIONS_FILE = "llm_options.yaml"
-_KV_CACHE_DTYPES = {"bfloat16": "auto", "fp8": "fp8"}  # auto is the checkpoint's, which has no KV scheme then
+_FIRST_WITH_GEMM_BACKENDS = Version("1.2.0")
 
 
 def llm_options(
@@ -29,6 +29,11 @@ def llm_options(
     """The arguments for LLM(...) and trtllm-serve, limits included, so that no default applies."""
     assert device.sm is not None
     facts = facts_of(checkpoint.directory, checkpoint.config)
+    for_target = target_options(version, device.sm, facts, options.max_batch_size)
+    if version < _FIRST_WITH_GEMM_BACKENDS:
+        for_target.pop("nvfp4_gemm_config", None)
+    # Without a dtype it is the checkpoint's, bfloat16 then; the oldest releases do not know the field.
+    kv_cache_dtype = {"dtype": "fp8"} if options.kv_cache_dtype == "fp8" else {}
     return {
         "tensor_parallel_size": options.tensor_parallel,
         "max_batch_size": options.max_batch_size,
@@ -37,11 +42,11 @@ def llm_options(
         # Without it a prompt longer than max_num_tokens is refused.
         "enable_chunked_prefill": options.max_seq_len > options.max_num_tokens,
         "kv_cache_config": {
-            "dtype": _KV_CACHE_DTYPES[options.kv_cache_dtype],
+            **kv_cache_dtype,
             "enable_block_reuse": True,
             "free_gpu_memory_fraction": budget.free_gpu_memory_fraction,
         },
-        **target_options(version, device.sm, facts, options.max_batch_size),
+        **for_target,
         "guided_decoding_backend": "xgrammar",
         "enable_iter_perf_stats": True,
         "print_iter_log": False,

@@ -100,6 +100,16 @@ def test_llm_options_are_yaml_too(golden: Path, tmp_path: Path) -> None:
     assert yaml.safe_load(text) == read_llm_options(tmp_path / "engine") == json.loads(text)
 
 
+def test_the_options_may_be_changed_afterwards_and_nothing_else(golden: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "engine"
+    manifest = run_build(golden / MIXTRAL, engine, NOTHING, tensorrt_llm_version="1.4.0rc1").manifest
+    there = replace(SPARK, tensorrt_llm_version="1.4.0rc1")
+    (engine / "llm_options.yaml").write_text("{}")
+    assert stale_reasons(manifest, engine, there) == ()
+    (engine / "hf_quant_config.json").write_text("{}")
+    assert "hf_quant_config.json has" in stale_reasons(manifest, engine, there)[0]
+
+
 def test_hf_quant_config_is_made_when_the_source_has_none(tmp_path: Path) -> None:
     checkpoint = mixtral(tmp_path)
     assert not (checkpoint.directory / "hf_quant_config.json").exists()
