@@ -38,8 +38,8 @@ def doctor(
 
 def diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
     """machine {processor, num_logical_cores, cpu_features, kernels, total_memory_bytes,
-    available_memory_bytes, python_version, packages {name: version or null}, gpus [{name, sm, memory_bytes}], driver_version,
-    cuda_version}, findings [{checkpoint, engine, verdict, reason, command}]."""
+    available_memory_bytes, python_version, packages {name: version or null}, gpus [{name, sm, memory_bytes}],
+    driver_version, cuda_version}, findings [{checkpoint, engine, verdict, reason, command}]."""
     machine = diagnosis.machine
     gpu_side = machine.gpu_side
     return {

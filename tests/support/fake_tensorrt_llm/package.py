@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from transformers.utils import is_torch_available
+
 from tests.support.fake_tensorrt_llm.arguments import config_classes
 from tests.support.fake_tensorrt_llm.behaviour import Behaviour
 from tests.support.fake_tensorrt_llm.llm import llm_class
@@ -22,6 +24,8 @@ VERSIONS = ("1.0.0", "1.1.0", "1.2.1", "1.3.0rc13", "1.3.0rc26", "1.4.0rc1")
 @contextmanager
 def installed(version: str) -> Iterator[Behaviour]:
     """While it is open, `import tensorrt_llm` and `import torch` find the fake ones."""
+    # The tokenizers' library looks for torch once and remembers; it must not find this one.
+    assert not is_torch_available()
     behaviour = Behaviour()
     modules = build(version, behaviour)
     before = {name: sys.modules.get(name) for name in modules}
