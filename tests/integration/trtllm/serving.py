@@ -53,7 +53,7 @@ class Served:
 
 @contextmanager
 def served(checkpoint: Path, **fields: object) -> Iterator[Served]:
-    """Starts at once; whether it becomes ready is the test's business. It has to end in time whatever happened."""
+    """Starts at once; whether it gets ready is the test's business. It has to end in time in any case."""
     settings = ServiceSettings.model_validate(
         {
             "checkpoint": checkpoint,

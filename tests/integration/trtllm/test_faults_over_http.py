@@ -1,4 +1,4 @@
-"""What clients and the orchestrator see when TensorRT-LLM fails. A `failure` is an exit status other than 0."""
+"""What clients and the orchestrator see when TensorRT-LLM fails. A `failure` is an exit status not 0."""
 
 from __future__ import annotations
 
