@@ -40,7 +40,8 @@ def main() -> None:
             if arguments.peer_python is not None:
                 theirs.append(_theirs(source, Path(folder) / "peer", arguments))
     record: dict[str, Any] = {
-        "command": " ".join(sys.argv),
+        "command": f"python -m benchmarks.quantize.speed --shape {arguments.shape} --runs {arguments.runs} "
+        f"--threads {arguments.threads}" + (" --peer-python ENV/bin/python" if theirs else ""),
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip(),
