@@ -280,7 +280,7 @@ class TrtLlmEngine(Engine):
             return
         self._death = reason
         _logger.error("%s", reason)
-        self._queue.fail_all(EngineDead(reason))
+        self._tasks.update(self._queue.fail_all(EngineDead(reason)))  # for `close` to end
         self._has_died.set()
 
     # -- ending -------------------------------------------------------------------------------------------

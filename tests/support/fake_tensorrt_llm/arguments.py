@@ -8,6 +8,17 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from tests.support.fake_tensorrt_llm.releases import Release
 
+_TORCH = (
+    "cuda_graph_config",
+    "moe_config",
+    "nvfp4_gemm_config",
+    "enable_iter_perf_stats",
+    "disable_overlap_scheduler",
+    "print_iter_log",
+    "stream_interval",
+    "enable_autotuner",
+)
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
@@ -53,6 +64,11 @@ def config_classes(release: Release) -> dict[str, type[BaseModel]]:
     if release.is_since_1_2:
         classes["Nvfp4GemmConfig"] = _model("Nvfp4GemmConfig", {"allowed_backends": (list[str], ["cutlass"])})
     classes["TorchLlmArgs"] = _model("TorchLlmArgs", _llm_arguments(release, classes))
+    if not release.is_new:
+        common = {
+            name: field for name, field in _llm_arguments(release, classes).items() if name not in _TORCH
+        }
+        classes["TrtLlmArgs"] = _model("TrtLlmArgs", common)
     return classes
 
 

@@ -85,7 +85,7 @@ class Executor:
         self._admit()
         for sequence in list(self._active):
             self._advance(sequence)
-        if self._arguments.enable_iter_perf_stats:
+        if getattr(self._arguments, "enable_iter_perf_stats", True):  # the TensorRT backend always gives them
             used = sum(self._num_blocks(sequence) for sequence in self._active)
             self.stats.put_nowait(
                 {

@@ -87,6 +87,9 @@ class _Base:
         if self._behaviour.is_out_of_memory:
             raise OutOfMemoryError("CUDA out of memory. Tried to allocate 1.75 GiB.")
         config = json.loads((Path(model) / "config.json").read_text())
+        if ("pretrained_config" in config) != hasattr(self, "is_tensorrt"):
+            raise ValueError(f"{model} is not what this class loads")
+        self._max_seq_len = self.args.max_seq_len or config["build_config"]["max_seq_len"]
         config = config.get("pretrained_config", config)
         self._vocab_size = config["vocab_size"]
         self._executor = Executor(self.args, self._vocab_size, self._release, self._behaviour)
@@ -133,7 +136,11 @@ class _Base:
             raise ValueError(f"embedding_bias has shape {params.embedding_bias.shape}")
         if len(inputs) > self.args.max_num_tokens and not self.args.enable_chunked_prefill:
             raise ValueError("prompt length should not exceed max_num_tokens")
-        if len(inputs) + params.max_tokens > self.args.max_seq_len:
+        if hasattr(self, "is_tensorrt") and (
+            params.logprobs is not None or params.prompt_logprobs is not None
+        ):
+            raise ValueError("logprobs requires gather_generation_logits=True")
+        if len(inputs) + params.max_tokens > self._max_seq_len:
             raise ValueError("prompt and max_tokens exceed max_seq_len: the real one would not notice")
         if self._executor.num_blocks * self._executor.tokens_per_block < len(inputs) + params.max_tokens:
             raise ValueError("the request can never fit the KV cache")

@@ -46,13 +46,18 @@ def build(version: str, behaviour: Behaviour) -> dict[str, ModuleType]:
     classes = config_classes(release)
     sampling = sampling_params_class(release)
     llm = llm_class(release, classes["TorchLlmArgs"], sampling, behaviour)
-    return {
+    modules = {
         "torch": torch_module(),
         "tensorrt_llm": _module("tensorrt_llm", __version__=version, LLM=llm, SamplingParams=sampling),
         "tensorrt_llm.llmapi": _module("tensorrt_llm.llmapi", LLM=llm, SamplingParams=sampling, **classes),
         "tensorrt_llm.executor": _module("tensorrt_llm.executor", CppExecutorError=CppExecutorError),
         "tensorrt_llm.executor.utils": _module("tensorrt_llm.executor.utils", RequestError=RequestError),
     }
+    if "TrtLlmArgs" in classes:
+        tensorrt_llm = llm_class(release, classes["TrtLlmArgs"], sampling, behaviour)
+        tensorrt_llm.is_tensorrt = True
+        modules["tensorrt_llm._tensorrt_engine"] = _module("tensorrt_llm._tensorrt_engine", LLM=tensorrt_llm)
+    return modules
 
 
 def _module(name: str, **members: object) -> ModuleType:
