@@ -43,10 +43,11 @@ def load_decoder(
     """
     config = checkpoint.config
     rope = RopeTables(*rope_tables(config.rope, config.head_dim, max_model_len))
-    layers = [
-        load_layer(checkpoint, layer, rope, options, build, cache_layer=layer)
-        for layer in range(config.num_layers)
-    ]
+    layers = []
+    for layer in range(config.num_layers):
+        layers.append(load_layer(checkpoint, layer, rope, options, build, cache_layer=layer))
+        # The repacked copy takes the place of the file's, in memory too.
+        checkpoint.tensors.release_pages()
     embedding = checkpoint.dense("model.embed_tokens")
     head = build([checkpoint.linear("lm_head")], options)
     final_norm = checkpoint.dense("model.norm").as_float32()
