@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Behaviour:
-    """Switches may be turned at any time; `llms` and `received` are for the test to look at.
+    """Switches may be turned at any time; `llms`, `received` and `results` are for the test to see.
 
     `is_out_of_memory`: LLM(...) fails as torch does. `load_seconds`: it takes its time.
     `has_wrong_kernels`: the numbers are wrong and nothing says so. `refused_token`, `failing_token`: a prompt
@@ -28,6 +28,7 @@ class Behaviour:
     ignores_shutdown: bool = False
     llms: list[Any] = field(default_factory=list)
     received: list[Any] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
     num_tokens: int = 0
 
     @property

@@ -117,6 +117,7 @@ class _Base:
         if self._behaviour.refused_token in inputs:
             raise RequestError("the prompt is refused")
         result = RequestOutput(next(self._ids), list(inputs), params, streaming)
+        self._behaviour.results.append(result)
         self._executor.submit(Sequence(result, params, list(inputs), is_cached=cache_salt is None))
         return result
 

@@ -134,6 +134,20 @@ async def test_several_stop_tokens_before_min_tokens_take_two_calls(
             await collect(engine, refused)
 
 
+@pytest.mark.parametrize("position", [0, 1])
+async def test_each_of_several_stop_tokens_is_delivered(
+    position: int, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime cuts off those that are not its one end id, unless it is told not to."""
+    async with started("1.2.1", checkpoint, monkeypatch) as (engine, _):
+        tokens = joined(await collect(engine, make_request(max_tokens=8)))
+        unused = [token_id for token_id in (3, 319) if token_id not in tokens][position]
+        stop = frozenset({tokens[4], unused})
+        outputs = await collect(engine, make_request(max_tokens=8, stop_token_ids=stop))
+        assert joined(outputs) == tokens[: tokens.index(tokens[4]) + 1]
+        assert outputs[-1].finish_reason is FinishReason.STOP
+
+
 async def test_the_gpus_wishes_reach_the_runtime(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engines.trtllm.memory_guard.available_memory_bytes", lambda: 100 << 30)
     async with started("1.2.1", checkpoint, monkeypatch, GB10, block_size=64) as (engine, behaviour):
@@ -141,6 +155,7 @@ async def test_the_gpus_wishes_reach_the_runtime(checkpoint: Path, monkeypatch: 
         assert args.moe_config.backend == "CUTLASS"
         assert args.disable_overlap_scheduler is True
         assert args.cuda_graph_config.enable_padding is True
+        assert args.enable_iter_perf_stats is True
         assert args.nvfp4_gemm_config.allowed_backends == ["cublaslt"]
         assert args.kv_cache_config.tokens_per_block == engine.info.block_size == 64
         assert args.kv_cache_config.max_tokens == 64 * 256
@@ -197,11 +212,11 @@ async def test_telemetry_is_off(checkpoint: Path, monkeypatch: pytest.MonkeyPatc
 async def test_a_request_given_up_by_its_reader_is_aborted_in_the_runtime(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with started("1.0.0", checkpoint, monkeypatch) as (engine, _):
+    async with started("1.0.0", checkpoint, monkeypatch) as (engine, behaviour):
         stream = engine.generate(make_request(max_tokens=200))
         await first_output(stream)
         await stream.aclose()
-        await engine.abort("nobody")
+        assert behaviour.results[-1].aborted()
 
 
 @pytest.mark.parametrize("version", ["0.21.0", "1.5.0", "2.0", "main"])
