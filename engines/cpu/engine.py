@@ -31,6 +31,7 @@ class CpuEngine(Engine):
         self._keys: dict[str, str] = {}  # request id -> key, of the requests in flight
         self._serial = itertools.count()
         self._death: str | None = None
+        self._died = asyncio.Event()
         self._last_stats = EngineStats()
 
     async def start(self) -> None:
@@ -89,6 +90,12 @@ class CpuEngine(Engine):
         """See Engine.stats."""
         return self._thread.stats() if self._thread is not None else self._last_stats
 
+    async def died(self) -> str:
+        """See Engine.died. The engine thread may fall at any step, and between two of them."""
+        await self._died.wait()
+        assert self._death is not None
+        return self._death
+
     async def close(self) -> None:
         """See Engine.close."""
         if self._death is None:
@@ -115,7 +122,7 @@ class CpuEngine(Engine):
 
     def _thread_died(self, error: BaseException) -> None:
         self._death = f"the CPU engine stopped after an internal error ({type(error).__name__}: {error})"
-        self._call_in_loop(self._fail_streams)
+        self._call_in_loop(self._mourn)
 
     def _call_in_loop(self, callback: Callable[[], None]) -> None:
         assert self._loop is not None
@@ -129,6 +136,10 @@ class CpuEngine(Engine):
             stream = self._streams.get(key)
             if stream is not None:
                 stream.put(output)
+
+    def _mourn(self) -> None:
+        self._died.set()
+        self._fail_streams()
 
     def _fail_streams(self) -> None:
         assert self._death is not None

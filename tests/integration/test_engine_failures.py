@@ -44,6 +44,15 @@ async def test_logits_that_are_not_finite_fail_the_request_not_the_engine(tmp_pa
         await engine.close()
 
 
+async def test_closing_is_no_death(golden: Path) -> None:
+    engine = CpuEngine(EngineOptions(golden / "mistral-mxfp4-ct"))
+    await engine.start()
+    waiting = asyncio.create_task(engine.died())
+    await engine.close()
+    assert not waiting.done()
+    waiting.cancel()
+
+
 async def test_a_dying_engine_fails_what_runs_and_what_comes(
     golden: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +78,7 @@ async def test_a_dying_engine_fails_what_runs_and_what_comes(
         with pytest.raises(EngineDead, match="cosmic ray"):
             await consume(engine, request("late"))
         await asyncio.wait_for(engine.abort("r0"), timeout=5)
+        assert "cosmic ray" in await asyncio.wait_for(engine.died(), timeout=5)
         assert engine.stats().num_running == 0
     finally:
         await engine.close()
