@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import EngineError
+from engines.host_memory import MEMINFO, parse_meminfo
 from engines.trtllm.machine import Machine, detect_machine, installed_version
 
 # Those our kernels choose by, and a few that explain the choice.
@@ -71,24 +72,13 @@ def parse_cpuinfo(text: str) -> tuple[str | None, frozenset[str]]:
     return name, flags
 
 
-def parse_meminfo(text: str) -> dict[str, int]:
-    """Bytes by name from /proc/meminfo; lines without a size in kB are left out."""
-    sizes = {}
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        fields = value.split()
-        if len(fields) == 2 and fields[1] == "kB" and fields[0].isdecimal():
-            sizes[name] = int(fields[0]) * 1024
-    return sizes
-
-
 def _processor() -> tuple[str, tuple[str, ...]]:
     name, flags = parse_cpuinfo(_text(Path("/proc/cpuinfo")))
     return name or platform.machine(), tuple(feature for feature in _KNOWN_FEATURES if feature in flags)
 
 
 def _memory() -> dict[str, int]:
-    return parse_meminfo(_text(Path("/proc/meminfo")))
+    return parse_meminfo(_text(MEMINFO))
 
 
 def _kernels() -> str:

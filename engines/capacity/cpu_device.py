@@ -11,7 +11,7 @@ import numpy as np
 
 from engines.capacity.devices import Device
 from engines.cpu import kernels
-from engines.cpu.kv_cache import available_memory_bytes
+from engines.host_memory import available_memory_bytes
 
 # Rules of thumb: a core streams about 10 GB/s, and two memory channels end near 40.
 _BANDWIDTH_PER_CORE = 10e9

@@ -65,15 +65,3 @@ class KvCache:
         self.keys: list[NDArray[Any]] = [np.zeros(dims, dtype) for _ in range(shape.num_layers)]
         self.values: list[NDArray[Any]] = [np.zeros(dims, dtype) for _ in range(shape.num_layers)]
         self.num_blocks = num_blocks
-
-
-def available_memory_bytes() -> int:
-    """Memory the kernel says can be had without swapping (MemAvailable), or 4 GiB where it does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as meminfo:
-            for line in meminfo:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 * 2**30

@@ -10,11 +10,12 @@ from engines.checkpoint.checkpoint import Checkpoint
 from engines.checkpoint.model_config import ModelConfig
 from engines.cpu import kernels
 from engines.cpu.core import EngineCore
-from engines.cpu.kv_cache import KvCache, KvCacheShape, available_memory_bytes
+from engines.cpu.kv_cache import KvCache, KvCacheShape
 from engines.cpu.linear import LinearOptions
 from engines.cpu.model_runner import ModelRunner
 from engines.cpu.models.loader import load_decoder
 from engines.errors import StartFailed
+from engines.host_memory import available_memory_bytes
 from engines.scheduler import Scheduler, SchedulerConfig
 
 _logger = logging.getLogger(__name__)

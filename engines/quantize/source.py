@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from engines.checkpoint.checkpoint import Checkpoint
+from engines.checkpoint.file_digest import file_digest
 from engines.errors import UnsupportedCheckpoint
 from engines.quantize.errors import SourceChanged
-
-_READ_BYTES = 16 * 1024 * 1024
 
 # What a server or client needs besides weights and config.json.
 _COPIED = (
@@ -50,7 +48,7 @@ class Source:
         self._files = [directory / "config.json", *self.copied, *self.checkpoint.tensors.paths]
         self._identity = {path: _identity(path) for path in self._files}
         with ThreadPoolExecutor(max_workers=4) as pool:
-            digests = list(pool.map(_sha256, self._files))
+            digests = list(pool.map(file_digest, self._files))
         self.digests = {
             str(path.relative_to(directory)): digest
             for path, digest in zip(self._files, digests, strict=True)
@@ -85,11 +83,3 @@ def _matching(directory: Path) -> list[Path]:
 def _identity(path: Path) -> tuple[int, int, int]:
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_READ_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

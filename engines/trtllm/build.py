@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from engines.checkpoint.checkpoint import Checkpoint
+from engines.checkpoint.file_digest import file_digest
 from engines.convert.conversion import convert
 from engines.errors import InvalidRequest
 from engines.trtllm.build_identity import build_key, combined_digest, source_digests, source_fingerprint
@@ -26,7 +27,6 @@ from engines.trtllm.manifest import (
     FileRecord,
     Manifest,
     changed_files,
-    file_digest,
     has_manifest,
     read_manifest,
     write_manifest,

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from engines.checkpoint.file_digest import file_digest
 from engines.trtllm.build_plan import BuildPlan
 from engines.trtllm.machine import Machine
-from engines.trtllm.manifest import file_digest
 
 _BUILDER = 1  # raise it when the same inputs give another result
 _PATTERNS = (

@@ -8,8 +8,8 @@ from pathlib import Path
 from engines.base import EngineOptions
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.cpu.engine import CpuEngine
-from engines.cpu.kv_cache import available_memory_bytes
 from engines.evaluate.documents import TextEncoder
+from engines.host_memory import available_memory_bytes
 from engines.request import GenerationRequest, SamplingParams, TokenLogprob
 from engines.trtllm.manifest import Canary
 

@@ -6,7 +6,6 @@ another machine would be found out only when it fails, or worse, when it does no
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Literal
 from packaging.version import InvalidVersion, Version
 from pydantic import TypeAdapter, ValidationError
 
+from engines.checkpoint.file_digest import file_digest
 from engines.checkpoint.json_file import read_json_object
 from engines.errors import MalformedCheckpoint
 from engines.trtllm.errors import StaleEngine
@@ -25,7 +25,6 @@ from engines.trtllm.machine import Machine
 MANIFEST_FILE = "build_manifest.json"
 MANIFEST_VERSION = 1
 _REHASHED_LIMIT_BYTES = 1 << 20  # larger files are compared by size only when an engine is loaded
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,15 +174,6 @@ def record_files(directory: Path, names: Sequence[str]) -> tuple[FileRecord, ...
     return tuple(
         FileRecord(name, (directory / name).stat().st_size, file_digest(directory / name)) for name in names
     )
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _changed_files(manifest: Manifest, directory: Path, *, limit_bytes: int | None) -> list[str]:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from engines.base import EngineOptions
 from engines.errors import StartFailed
+from engines.host_memory import MEMINFO, read_meminfo
 from engines.trtllm.machine import Gpu
 from engines.trtllm.model_facts import ModelFacts
 
 _logger = logging.getLogger(__name__)
-_MEMINFO = Path("/proc/meminfo")
 _GIB = 1024**3
 UNIFIED_MEMORY_SMS = frozenset({121})  # GB10
 # CUDA context, activations, autotuner workspaces and graphs, and room for the operating system. An estimate:
@@ -39,16 +39,15 @@ def has_unified_memory(gpu: Gpu) -> bool:
     return gpu.sm in UNIFIED_MEMORY_SMS or gpu.memory_bytes is None
 
 
-def available_memory_bytes(path: Path = _MEMINFO) -> int:
-    """MemAvailable of the kernel. Raises StartFailed when it cannot be read."""
+def available_memory_bytes(path: Path = MEMINFO) -> int:
+    """MemAvailable of the kernel; here no guess will do. Raises StartFailed when it cannot be read."""
     try:
-        for line in path.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                return int(value.split()[0]) * 1024
-    except (OSError, ValueError, IndexError) as error:
+        available = read_meminfo(path).get("MemAvailable")
+    except (OSError, ValueError) as error:
         raise StartFailed(f"{path} cannot be read to size the KV cache: {error}") from error
-    raise StartFailed(f"{path} has no MemAvailable; expected that of Linux 3.14 or later")
+    if available is None:
+        raise StartFailed(f"{path} has no MemAvailable; expected that of Linux 3.14 or later")
+    return available
 
 
 def kv_cache_budget(
