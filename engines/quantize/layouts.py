@@ -79,7 +79,7 @@ def configuration_files(
     `config` is the source's config.json; `ignore` names the unquantised linear layers in the model's order.
     """
     if layout == "compressed-tensors":
-        quantized = {**config, "quantization_config": _compressed_tensors_section(ignore, format)}
+        quantized = {**config, "quantization_config": compressed_tensors_config(ignore, format)}
         return {"config.json": json.dumps(quantized, indent=2, sort_keys=True)}
     excluded = sorted({*ignore, "model.embed_tokens"})
     quantized = {**config, "quantization_config": _modelopt_section(excluded)}
@@ -89,7 +89,8 @@ def configuration_files(
     }
 
 
-def _compressed_tensors_section(ignore: Sequence[str], format: str) -> dict[str, Any]:
+def compressed_tensors_config(ignore: Sequence[str], format: str) -> dict[str, Any]:
+    """The quantization_config that llm-compressor writes for W4A4 in `format` (fp4-formats 5.1, 5.2)."""
     format_name = f"{format}-pack-quantized"
     is_mxfp4 = format == "mxfp4"
     weights: dict[str, Any] = {

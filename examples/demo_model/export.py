@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from engines.checkpoint.safetensors_file import SafetensorsFile
 from engines.checkpoint.safetensors_writer import write_safetensors
 from engines.fp4 import bfloat16, mxfp4, nvfp4
+from engines.quantize.layouts import compressed_tensors_config
 from examples.demo_model.checkpoint_files import SIDE_FILES, write_json
 
 LAYOUTS = {"mistral": "compressed-tensors MXFP4", "mixtral": "modelopt NVFP4"}
@@ -39,7 +40,7 @@ def export(kind: str, source: Path, destination: Path) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     if kind == "mistral":
         tensors = _mxfp4_tensors(master)
-        config["quantization_config"] = compressed_tensors_config()
+        config["quantization_config"] = compressed_tensors_config(["lm_head"], "mxfp4")
     else:
         tensors = _nvfp4_tensors(master, _input_maxima(source, kind))
         ignore = ["lm_head", "model.embed_tokens"]
@@ -123,41 +124,6 @@ def _input_maxima(source: Path, kind: str) -> dict[str, float]:
     from examples.demo_model.calibration import input_maxima  # PyTorch is needed for NVFP4 only
 
     return input_maxima(source, kind)
-
-
-def compressed_tensors_config() -> dict[str, Any]:
-    """The quantization_config that llm-compressor writes for MXFP4 weights and activations."""
-    common: dict[str, Any] = {
-        "actorder": None,
-        "block_structure": None,
-        "group_size": mxfp4.GROUP_SIZE,
-        "num_bits": 4,
-        "observer_kwargs": {},
-        "scale_dtype": "torch.uint8",
-        "strategy": "group",
-        "symmetric": True,
-        "type": "float",
-        "zp_dtype": None,
-    }
-    group = {
-        "format": "mxfp4-pack-quantized",
-        "input_activations": common | {"dynamic": True, "observer": None},
-        "output_activations": None,
-        "targets": ["Linear"],
-        "weights": common | {"dynamic": False, "observer": "memoryless_minmax"},
-    }
-    return {
-        "config_groups": {"group_0": group},
-        "format": "mxfp4-pack-quantized",
-        "global_compression_ratio": None,
-        "ignore": ["lm_head"],
-        "kv_cache_scheme": None,
-        "quant_method": "compressed-tensors",
-        "quantization_status": "compressed",
-        "sparsity_config": {},
-        "transform_config": {},
-        "version": "0.19.0",
-    }
 
 
 def modelopt_configs(ignore: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:

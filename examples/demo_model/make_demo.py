@@ -2,7 +2,7 @@
 
 A complete Hugging Face directory of the Mistral architecture in the compressed-tensors mxfp4-pack-quantized
 layout, made in a few seconds without a network. Its weights are random numbers: it answers GIBBERISH. It is
-there to see the service work and to measure it, until a trained demo takes its place. The same seed gives the
+there for tests and measurements of the service; `make serve` serves a trained one. The same seed gives the
 same bytes.
 """
 

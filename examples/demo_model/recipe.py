@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from engines.fp4 import bfloat16, mxfp4
+from engines.quantize.layouts import compressed_tensors_config
 
 HIDDEN_SIZE = 256
 INTERMEDIATE_SIZE = 768
@@ -75,51 +76,13 @@ def model_config() -> dict[str, Any]:
         "num_hidden_layers": NUM_LAYERS,
         "num_key_value_heads": NUM_KEY_VALUE_HEADS,
         "pad_token_id": None,
-        "quantization_config": _quantization_config(),
+        "quantization_config": compressed_tensors_config(["lm_head"], "mxfp4"),
         "rms_norm_eps": 1e-05,
         "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
         "sliding_window": None,
         "tie_word_embeddings": False,
         "use_cache": True,
         "vocab_size": VOCAB_SIZE,
-    }
-
-
-def _quantization_config() -> dict[str, Any]:
-    def four_bit_float(*, dynamic: bool, observer: str | None) -> dict[str, Any]:
-        return {
-            "actorder": None,
-            "block_structure": None,
-            "dynamic": dynamic,
-            "group_size": mxfp4.GROUP_SIZE,
-            "num_bits": 4,
-            "observer": observer,
-            "observer_kwargs": {},
-            "scale_dtype": "torch.uint8",
-            "strategy": "group",
-            "symmetric": True,
-            "type": "float",
-            "zp_dtype": None,
-        }
-
-    group = {
-        "format": "mxfp4-pack-quantized",
-        "input_activations": four_bit_float(dynamic=True, observer=None),
-        "output_activations": None,
-        "targets": ["Linear"],
-        "weights": four_bit_float(dynamic=False, observer="memoryless_minmax"),
-    }
-    return {
-        "config_groups": {"group_0": group},
-        "format": "mxfp4-pack-quantized",
-        "global_compression_ratio": None,
-        "ignore": ["lm_head"],
-        "kv_cache_scheme": None,
-        "quant_method": "compressed-tensors",
-        "quantization_status": "compressed",
-        "sparsity_config": {},
-        "transform_config": {},
-        "version": "0.19.0",
     }
 
 
