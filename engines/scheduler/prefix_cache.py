@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from hashlib import blake2b
 
@@ -83,10 +82,6 @@ class PrefixCache:
         block_id, _ = self._idle.popitem(last=False)
         del self._block_by_key[self._key_by_block.pop(block_id)]
         return block_id
-
-    def idle_blocks(self) -> Iterator[int]:
-        """The idle blocks, the next to be evicted first."""
-        return iter(self._idle)
 
     def check_integrity(self) -> None:
         """Raise AssertionError when the two maps disagree or an idle block is not cached."""
