@@ -14,27 +14,13 @@ from engines.convert.errors import ConversionError, NoInputScales
 from engines.convert.global_scale import reciprocal
 from engines.convert.options import Target
 from engines.cpu.linear import Linear, LinearOptions, build_linear
-from engines.cpu.workspace import Workspace
 from engines.evaluate.logits import SequenceModel
 from engines.fp4 import bfloat16
 from engines.fp4.nvfp4 import Convention, global_scale_compressed_tensors
+from engines.quantize.observation import ObservedLinear
 
 _EXPERT = re.compile(r"(?P<layer>.*\.experts)\.\d+\.(?P<part>\w+)")
 _LARGEST = np.float32(448 * 6)  # the largest product of a block scale and a code
-
-
-class _ObservedLinear:
-    """Records the largest magnitude a layer has read, then computes it."""
-
-    def __init__(self, inner: Linear, record: Callable[[float], None]) -> None:
-        self._inner = inner
-        self._record = record
-        self.num_rows = inner.num_rows
-
-    def __call__(self, x: NDArray[np.float32], out: NDArray[np.float32], workspace: Workspace) -> None:
-        if x.size:
-            self._record(float(np.abs(x).max()))
-        self._inner(x, out, workspace)
 
 
 def observe_input_maxima(
@@ -54,13 +40,14 @@ def observe_input_maxima(
     def build(modules: Sequence[Fp4Tensors | DenseTensors], options: LinearOptions) -> Linear:
         keys = {_shared_key(module.name) for module in modules if isinstance(module, Fp4Tensors)}
 
-        def record(amax: float) -> None:
+        def record(x: NDArray[np.float32]) -> None:
+            amax = float(np.abs(x).max(initial=np.float32(0)))
             for key in keys:
                 # written so that NaN stays
                 maxima[key] = amax if not amax <= maxima.get(key, 0.0) else maxima[key]
 
         linear = build_linear(modules, options)
-        return _ObservedLinear(linear, record) if keys else linear
+        return ObservedLinear(linear, record) if keys else linear
 
     longest = max(map(len, samples))
     model = SequenceModel.load(checkpoint, longest, activations="bf16", numerics="reference", build=build)
