@@ -39,7 +39,7 @@ class Shape:
 
 
 SHAPES = {
-    "mistral": Shape(192, 512, 6, 6, 2),
+    "mistral": Shape(256, 704, 6, 8, 4),
     "mixtral": Shape(192, 256, 4, 6, 2, num_experts=8),
 }
 
