@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
-from engines.request import GenerationRequest, TokenOutput
+from engines.histogram import Histogram
+from engines.request import GenerationRequest, GrammarKind, TokenOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class EngineInfo:
     """Facts about a started engine that the service needs; optional abilities are data, not methods.
 
     `max_model_len` counts prompt and generated tokens together. `max_num_logprobs` is the largest
-    `num_logprobs` and `num_prompt_logprobs` accepted.
+    `num_logprobs` and `num_prompt_logprobs` accepted. `grammar_kinds` are the kinds of
+    `SamplingParams.grammar` accepted: none where the engine cannot restrict its output.
     """
 
     engine: str
@@ -54,12 +57,29 @@ class EngineInfo:
     max_num_seqs: int
     max_num_logprobs: int = 20
     supports_prompt_logprobs: bool = True
+    grammar_kinds: frozenset[GrammarKind] = frozenset()
     details: tuple[tuple[str, str], ...] = ()
+
+
+class StepKind(str, Enum):
+    """What a step of the engine computed."""
+
+    PREFILL = "prefill"  # prompt tokens only
+    DECODE = "decode"  # one new token for each sequence only
+    MIXED = "mixed"  # both
+
+
+# Buckets of step times: a small model's decode on many cores up to a long prefill on one.
+STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.25, 2.5, 5.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot. Gauges first, then totals since start. Cheap to take and safe from any thread."""
+    """A snapshot. Gauges first, then totals since start. Cheap to take and safe from any thread.
+
+    A grammar found in the engine's cache is no compile; one that was refused or timed out is.
+    `step_seconds` holds the kinds of step the engine can tell apart, empty when it has no step times.
+    """
 
     num_running: int = 0
     num_waiting: int = 0
@@ -70,6 +90,9 @@ class EngineStats:
     num_cached_prompt_tokens_total: int = 0
     num_generated_tokens_total: int = 0
     num_steps_total: int = 0
+    num_grammar_compiles_total: int = 0
+    grammar_compile_seconds_total: float = 0.0
+    step_seconds: Mapping[StepKind, Histogram] = field(default_factory=dict)
 
     @property
     def kv_cache_usage(self) -> float:

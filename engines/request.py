@@ -18,6 +18,29 @@ class FinishReason(str, Enum):
     ABORT = "abort"  # `Engine.abort` was called
 
 
+class GrammarKind(str, Enum):
+    """What the text of a `Grammar` is written in."""
+
+    JSON_SCHEMA = "json_schema"  # JSON Schema; the output is one JSON value that is valid under it
+    JSON_OBJECT = "json_object"  # no text: any one JSON object
+    REGEX = "regex"  # the whole output matches: anchored at both ends
+    LARK = "lark"  # a context-free grammar in Lark's notation, from `start`
+    GBNF = "gbnf"  # a context-free grammar in llama.cpp's notation, from `root`
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A language the output is held to: the tokens before the end of sequence spell a text in it.
+
+    The end of sequence is withheld until the text is complete, and comes before `min_tokens` where nothing
+    else may follow. One of `stop_token_ids` that spells text is to the grammar that text, and ends the
+    sequence wherever it comes; then, and with FinishReason.LENGTH or ABORT, the text may be a beginning only.
+    """
+
+    kind: GrammarKind
+    text: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen and when to stop.
@@ -26,6 +49,7 @@ class SamplingParams:
     `num_logprobs` None asks for none, 0 for the sampled token's only, k also for the k likeliest tokens.
     `num_prompt_logprobs` is the same for the prompt's tokens.
     Log-probabilities are those of the unmodified model distribution (before temperature and penalties).
+    `grammar` restricts the choice to tokens that keep the output within a language, after penalties and bias.
     """
 
     max_tokens: int = 16
@@ -43,6 +67,7 @@ class SamplingParams:
     ignore_eos: bool = False
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +94,29 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceTiming:
+    """Where a sequence's time in the engine went, by a monotonic clock.
+
+    `queue_seconds` is the time from submission to the beginning of the first step that computed it,
+    `prefill_seconds` from there to its first token, `decode_seconds` from its first token to the output that
+    carries this. The three add up to its time in the engine so far; preemptions are within the latter two.
+    """
+
+    queue_seconds: float
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    num_preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class TokenOutput:
     """What one or more engine steps added to a sequence.
 
     `token_ids` are the new ids only (an end-of-sequence id included); `logprobs`, when asked for, has
     one entry for each. `prompt_logprobs` comes with the first output only, one entry per prompt token,
     the first of them None (nothing precedes it). `num_cached_tokens` counts the prompt tokens whose KV
-    entries were reused. The output with a `finish_reason` is the last one.
+    entries were reused. The output with a `finish_reason` is the last one. `timing` is there on the first and
+    on the last output, unless the engine has no such figures.
     """
 
     token_ids: tuple[int, ...]
@@ -83,3 +124,4 @@ class TokenOutput:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    timing: SequenceTiming | None = None

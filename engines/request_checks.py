@@ -23,14 +23,15 @@ def check_request(request: GenerationRequest, info: EngineInfo) -> None:
     The prompt and the first token asked for must fit `info.max_model_len`. `max_tokens` may go beyond that:
     the sequence then ends with FinishReason.LENGTH when the context is full.
 
-    Raises InvalidRequest, PromptTooLong (context) or UnsupportedParameter (prompt log-probabilities where the
-    engine has none).
+    Raises InvalidRequest, PromptTooLong (context) or UnsupportedParameter (prompt log-probabilities or a kind
+    of grammar where the engine has none). Whether a grammar's text is sound is for the engine to say.
     """
     _check_prompt(request, info)
     sampling = request.sampling
     _check_lengths(sampling)
     _check_distribution(sampling)
     _check_logprobs(sampling, info)
+    _check_grammar(sampling, info)
     _check_token_ids(sampling.stop_token_ids, info.vocab_size, "stop_token_ids")
     _check_token_ids(sampling.logit_bias, info.vocab_size, "logit_bias")
     for token_id, bias in sampling.logit_bias.items():
@@ -99,6 +100,25 @@ def _check_logprobs(sampling: SamplingParams, info: EngineInfo) -> None:
             f"prompt_logprobs is {sampling.num_prompt_logprobs}, but the engine {info.engine!r} has no "
             "log-probabilities of prompts; leave it out",
             param="prompt_logprobs",
+        )
+
+
+def _check_grammar(sampling: SamplingParams, info: EngineInfo) -> None:
+    grammar = sampling.grammar
+    if grammar is None:
+        return
+    if grammar.kind not in info.grammar_kinds:
+        known = ", ".join(sorted(kind.value for kind in info.grammar_kinds)) or "none"
+        raise UnsupportedParameter(
+            f"the engine {info.engine!r} cannot hold its output to a grammar of the kind "
+            f"{grammar.kind.value!r}; it knows: {known}",
+            param="grammar",
+        )
+    if sampling.ignore_eos:
+        raise InvalidRequest(
+            "ignore_eos is set together with a grammar, which says itself where the text ends; "
+            "leave one of them out",
+            param="ignore_eos",
         )
 
 
