@@ -47,4 +47,5 @@ def merge_outputs(outputs: list[TokenOutput]) -> TokenOutput:
         prompt_logprobs=outputs[0].prompt_logprobs,
         finish_reason=outputs[-1].finish_reason,
         num_cached_tokens=outputs[-1].num_cached_tokens,
+        timing=next((output.timing for output in reversed(outputs) if output.timing is not None), None),
     )
