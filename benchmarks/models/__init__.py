@@ -1,0 +1,1 @@
+"""Checkpoints of true sizes with random weights, for measuring speed and memory."""
