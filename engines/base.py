@@ -22,6 +22,7 @@ class EngineOptions:
     `kv_cache_memory_bytes` None lets the engine choose. `num_threads` 0 means all physical cores.
     `tensor_parallel_size` is the number of GPUs a model is split over. An engine that has made no progress
     on running requests for `stall_timeout_seconds` (and the time their prompts may take) is given up.
+    `echo_faults` is for drills with the echo engine, see `engines.echo_faults`.
     """
 
     checkpoint: Path | None = None
@@ -37,6 +38,7 @@ class EngineOptions:
     check_integrity: bool = False
     tensor_parallel_size: int = 1
     stall_timeout_seconds: float = 120.0
+    echo_faults: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,28 @@ class EngineStats:
         return self.num_blocks_used / self.num_blocks_total if self.num_blocks_total else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far `Engine.start` has come.
+
+    `phase` says in a few words what is being done, for people ("repacking weights"); `phase_seconds` is how
+    long that has taken. `fraction`, 0 to 1, never goes back within a phase; None when the engine cannot tell.
+    """
+
+    phase: str
+    phase_seconds: float
+    fraction: float | None = None
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """What is left of the phase at its speed so far; None as long as nothing is known."""
+        if self.fraction is None or self.fraction <= 0.0:
+            return None
+        return self.phase_seconds * (1.0 - min(self.fraction, 1.0)) / self.fraction
+
+
 class Engine(ABC):
     """A runtime for one model. Lifecycle: construct (cheap), `start`, any number of `generate`, `close`.
 
@@ -114,6 +138,13 @@ class Engine(ABC):
 
         Raises CheckpointError, MissingExtra or StartFailed. `close` may be called after a failed start.
         """
+
+    def load_progress(self) -> LoadProgress | None:
+        """How far `start` has come; None before it, after it, and with an engine that cannot tell.
+
+        Cheap, and safe from any thread: health checks ask for it.
+        """
+        return None
 
     @property
     @abstractmethod

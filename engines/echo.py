@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from engines.base import Engine, EngineInfo, EngineOptions, EngineStats
-from engines.errors import EngineDead, EngineUnavailable, InvalidRequest, MalformedCheckpoint
+from engines.base import Engine, EngineInfo, EngineOptions, EngineStats, LoadProgress
+from engines.echo_faults import EchoFaults
+from engines.errors import EngineDead, EngineUnavailable, InvalidRequest, MalformedCheckpoint, StartFailed
 from engines.request import FinishReason, GenerationRequest, TokenLogprob, TokenOutput
 from engines.request_checks import check_request
 
@@ -33,7 +35,8 @@ class EchoEngine(Engine):
     At most `options.max_num_seqs` requests run at a time; the others wait in order of arrival, whatever their
     priority. A request holds its slot while its consumer is slow: tokens are made when they are asked for.
     Vocabulary, end-of-sequence ids and context come from `config.json` in `options.checkpoint` if that is
-    given, else from the arguments. `seconds_per_token` is a pause before each token.
+    given, else from the arguments. `seconds_per_token` is a pause before each token; `options.echo_faults`
+    says what else is slow or goes wrong, see `engines.echo_faults`.
     """
 
     def __init__(
@@ -47,16 +50,38 @@ class EchoEngine(Engine):
         self._options = options
         self._model = _ModelFacts(vocab_size, eos_token_ids, _DEFAULT_MAX_MODEL_LEN)
         self._seconds_per_token = seconds_per_token
+        self._faults = EchoFaults()
         self._info: EngineInfo | None = None
+        self._load_started: float | None = None
         self._closed = False
+        self._death: str | None = None
+        self._died = asyncio.Event()
+        self._going = asyncio.Event()  # cleared while the engine hangs
+        self._going.set()
+        self._has_hung = False
         self._streams: dict[str, _Stream] = {}
         self._waiting: deque[_Stream] = deque()
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
+        self._num_requests = 0
+        self._num_prefill_steps = 0
+        self._num_idle_steps = 0
 
     async def start(self) -> None:
-        """Read `config.json`, if there is a checkpoint; MalformedCheckpoint when that fails."""
+        """Read `config.json`, if there is a checkpoint; MalformedCheckpoint when that fails.
+
+        Raises StartFailed when it is told to, and for faults it does not know.
+        """
         options = self._options
+        self._faults = EchoFaults.parse(options.echo_faults)
+        self._seconds_per_token = self._faults.step_seconds or self._seconds_per_token
+        self._load_started = time.monotonic()
+        try:
+            await asyncio.sleep(self._faults.start_seconds)
+            if self._faults.start_fails:
+                raise StartFailed("the echo engine was told to fail its start (echo_faults: start_fails)")
+        finally:
+            self._load_started = None
         if options.checkpoint is not None:
             self._model = _read_model_facts(options.checkpoint / "config.json", self._model)
         self._info = EngineInfo(
@@ -68,6 +93,16 @@ class EchoEngine(Engine):
             num_blocks=0,
             max_num_seqs=options.max_num_seqs,
             max_num_logprobs=min(20, self._model.vocab_size),
+        )
+
+    def load_progress(self) -> LoadProgress | None:
+        """See `Engine.load_progress`; it only pretends to load."""
+        started = self._load_started
+        if started is None:
+            return None
+        seconds = time.monotonic() - started
+        return LoadProgress(
+            "pretending to load", seconds, min(1.0, seconds / (self._faults.start_seconds or 1e-9))
         )
 
     @property
@@ -83,15 +118,19 @@ class EchoEngine(Engine):
         try:
             await stream.proceed.wait()
             if not stream.is_ended:
-                self._num_prompt_tokens += len(request.prompt_token_ids)
+                stream.is_asked = True
+                await self._prefill(request, stream)
             for output in _outputs(request, self.info):
+                stream.is_asked = True
                 # Without this pause a consumer that never waits would keep all others from running.
                 await asyncio.sleep(self._seconds_per_token)
+                await self._misbehave(stream, "tokens", self._num_generated_tokens)
                 if stream.is_ended:
                     break
                 self._num_generated_tokens += len(output.token_ids)
                 if output.finish_reason is not None:
                     self._leave(stream)
+                stream.is_asked = False
                 yield output
                 if output.finish_reason is not None:
                     return
@@ -105,6 +144,56 @@ class EchoEngine(Engine):
         finally:
             self._leave(stream)
 
+    async def _prefill(self, request: GenerationRequest, stream: _Stream) -> None:
+        """Take the prompt in, a chunk in a step."""
+        await self._misbehave(stream, "requests", self._num_requests)
+        self._num_requests += 1
+        self._num_prompt_tokens += len(request.prompt_token_ids)
+        if not self._faults.prefill_step_seconds:
+            return
+        for _ in range(0, len(request.prompt_token_ids), self._options.max_num_batched_tokens):
+            await stream.wait(asyncio.sleep(self._faults.prefill_step_seconds))
+            if stream.is_ended:
+                return
+            self._num_prefill_steps += 1
+
+    async def _misbehave(self, stream: _Stream, unit: str, num_done: int) -> None:
+        """What `EchoFaults` has in store for the moment when so many tokens or requests are done."""
+        faults = self._faults
+        tokens = unit == "tokens"
+        if num_done and num_done == (faults.die_after_tokens if tokens else faults.die_after_requests):
+            self._die(f"the echo engine was told to die after {num_done} {unit}")
+        if num_done and num_done == (faults.block_after_tokens if tokens else faults.block_after_requests):
+            time.sleep(faults.block_seconds)  # noqa: ASYNC251 - to block the loop is the point
+        if num_done and num_done == (faults.hang_after_tokens if tokens else faults.hang_after_requests):
+            self._hang()
+        if not self._going.is_set():
+            await stream.wait(self._going.wait())
+
+    def _hang(self) -> None:
+        if self._has_hung:
+            return
+        self._has_hung = True
+        self._going.clear()
+        if self._faults.hang_seconds:
+            asyncio.get_running_loop().call_later(self._faults.hang_seconds, self._going.set)
+
+    def _die(self, reason: str) -> None:
+        self._death = self._death or reason
+        self._died.set()
+        self._end_all(reason)
+
+    def _end_all(self, reason: str) -> None:
+        for stream in list(self._streams.values()):
+            stream.error = EngineDead(reason)
+            self._leave(stream)
+
+    async def died(self) -> str:
+        """See `Engine.died`; only a fault kills it."""
+        await self._died.wait()
+        assert self._death is not None
+        return self._death
+
     async def abort(self, request_id: str) -> None:
         """See `Engine.abort`."""
         stream = self._streams.get(request_id)
@@ -112,27 +201,30 @@ class EchoEngine(Engine):
             self._leave(stream)
 
     def stats(self) -> EngineStats:
-        """A snapshot; each token is a step of its own, and there are no KV blocks."""
+        """A snapshot; each token and each chunk of a slow prefill is a step, and there are no KV blocks."""
         num_waiting = len(self._waiting)
+        num_running = len(self._streams) - num_waiting
+        if num_running and not any(stream.is_asked for stream in self._streams.values()):
+            # It waits for its readers, where another engine would go on: that is no standstill.
+            self._num_idle_steps += 1
         return EngineStats(
-            num_running=len(self._streams) - num_waiting,
+            num_running=num_running,
             num_waiting=num_waiting,
             num_prompt_tokens_total=self._num_prompt_tokens,
             num_generated_tokens_total=self._num_generated_tokens,
-            num_steps_total=self._num_generated_tokens,
+            num_steps_total=self._num_generated_tokens + self._num_prefill_steps + self._num_idle_steps,
         )
 
     async def close(self) -> None:
         """See `Engine.close`."""
         self._closed = True
-        for stream in list(self._streams.values()):
-            stream.error = EngineDead("the echo engine was closed while the request was running")
-            self._leave(stream)
+        await asyncio.sleep(self._faults.close_seconds)
+        self._end_all("the echo engine was closed while the request was running")
 
     def _enter(self, request: GenerationRequest) -> _Stream:
         """Check the request and give it a slot, now or when one becomes free."""
-        if self._closed:
-            raise EngineDead("the echo engine has been closed")
+        if self._closed or self._death is not None:
+            raise EngineDead(self._death or "the echo engine has been closed")
         check_request(request, self.info)
         if request.request_id in self._streams:
             raise InvalidRequest(f"request id {request.request_id!r} is already in use", param="request_id")
@@ -148,7 +240,7 @@ class EchoEngine(Engine):
         """End the stream, if that has not happened, and pass its slot on."""
         if stream.is_ended:
             return
-        stream.is_ended = True
+        stream.ended.set()
         del self._streams[stream.request_id]
         if stream in self._waiting:
             self._waiting.remove(stream)
@@ -158,13 +250,27 @@ class EchoEngine(Engine):
 
 
 class _Stream:
-    """One request in flight. `proceed` is set once it runs or has ended."""
+    """One request in flight. `proceed` is set once it runs or has ended, `ended` in the second case only."""
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.proceed = asyncio.Event()
-        self.is_ended = False
+        self.ended = asyncio.Event()
+        self.is_asked = False  # whether it runs and its consumer waits for it
         self.error: EngineDead | None = None
+
+    @property
+    def is_ended(self) -> bool:
+        return self.ended.is_set()
+
+    async def wait(self, something: Coroutine[Any, Any, object]) -> None:
+        """Until `something` has happened or the stream has ended."""
+        tasks = [asyncio.create_task(something), asyncio.create_task(self.ended.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
 
 
 class _ModelFacts(NamedTuple):

@@ -9,9 +9,10 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from engines.base import Engine, EngineInfo, EngineOptions, EngineStats
+from engines.base import Engine, EngineInfo, EngineOptions, EngineStats, LoadProgress
 from engines.cpu.core import StepOutput
 from engines.cpu.engine_thread import EngineThread
+from engines.cpu.load_tracker import LoadTracker
 from engines.cpu.startup import load_core
 from engines.errors import EngineDead, EngineError, EngineUnavailable, InvalidRequest, StartFailed
 from engines.output_stream import OutputStream
@@ -24,6 +25,7 @@ class CpuEngine(Engine):
 
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
+        self._load_tracker = LoadTracker()
         self._info: EngineInfo | None = None
         self._thread: EngineThread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -40,12 +42,18 @@ class CpuEngine(Engine):
             raise StartFailed("the engine has been started already")
         self._loop = asyncio.get_running_loop()
         try:
-            core = await asyncio.to_thread(load_core, self._options)
+            core = await asyncio.to_thread(load_core, self._options, self._load_tracker)
         except MemoryError as error:
             raise StartFailed(f"out of memory while loading {self._options.checkpoint}") from error
+        finally:
+            self._load_tracker.end()
         self._info = core.info
         self._thread = EngineThread(core, self._from_thread, self._thread_died)
         self._thread.start()
+
+    def load_progress(self) -> LoadProgress | None:
+        """See Engine.load_progress. Bytes are those of the checkpoint's linear layers."""
+        return self._load_tracker.progress()
 
     @property
     def info(self) -> EngineInfo:

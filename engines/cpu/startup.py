@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 from engines.base import EngineInfo, EngineOptions
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.checkpoint.model_config import ModelConfig
+from engines.checkpoint.tensors import DenseTensors, Fp4Tensors
 from engines.cpu import kernels
 from engines.cpu.core import EngineCore
 from engines.cpu.kv_cache import KvCache, KvCacheShape
-from engines.cpu.linear import LinearOptions
+from engines.cpu.linear import Linear, LinearOptions, build_linear
+from engines.cpu.load_tracker import LoadTracker
 from engines.cpu.model_runner import ModelRunner
 from engines.cpu.models.loader import load_decoder
 from engines.errors import StartFailed
@@ -20,19 +23,24 @@ from engines.scheduler import Scheduler, SchedulerConfig
 
 _logger = logging.getLogger(__name__)
 
+Module = DenseTensors | Fp4Tensors
+
 # Of the memory left once the weights are loaded, the share the KV cache takes when the user names no size.
 _DEFAULT_KV_CACHE_SHARE = 0.5
 _MAX_BLOCK_SIZE = 256  # the attention kernel's
 
 
-def load_core(options: EngineOptions) -> EngineCore:
+def load_core(options: EngineOptions, tracker: LoadTracker | None = None) -> EngineCore:
     """Open the checkpoint, repack its weights and size the KV cache. Blocks for as long as that takes.
 
+    Tells `tracker` what it is doing.
     Raises CheckpointError for the files, StartFailed for options that cannot be met.
     """
     _check_options(options)
     assert options.checkpoint is not None
     started = time.monotonic()
+    tracker = tracker or LoadTracker()
+    tracker.begin("checking the checkpoint")
     checkpoint = Checkpoint.open(options.checkpoint)
     config = checkpoint.config
     max_model_len = _max_model_len(options, config)
@@ -40,7 +48,15 @@ def load_core(options: EngineOptions) -> EngineCore:
         kernels.set_num_threads(options.num_threads)
     reference = options.numerics == "reference"
     linear_options = LinearOptions(options.activations == "checkpoint", reference)
-    model = load_decoder(checkpoint, linear_options, max_model_len)
+    tracker.begin("repacking weights", total_bytes=_linear_bytes(checkpoint))
+
+    def build(modules: Sequence[Module], linear: LinearOptions) -> Linear:
+        built = build_linear(modules, linear)
+        tracker.advance(sum(map(_stored_bytes, modules)))
+        return built
+
+    model = load_decoder(checkpoint, linear_options, max_model_len, build)
+    tracker.begin("allocating the KV cache")
     shape = KvCacheShape.of(config, options.block_size, reference_numerics=reference)
     num_blocks = _num_blocks(options, shape, max_model_len)
     cache = KvCache(shape, num_blocks)
@@ -85,6 +101,28 @@ def load_core(options: EngineOptions) -> EngineCore:
     )
     runner = ModelRunner(model, cache, options.block_size)
     return EngineCore(scheduler, runner, info, check_integrity=options.check_integrity)
+
+
+def _linear_bytes(checkpoint: Checkpoint) -> int:
+    """What `load_decoder` hands to its builder: all but norms and an embedding beside a head."""
+    head = checkpoint.linear("lm_head")
+    return sum(
+        _stored_bytes(module)
+        for module in checkpoint.modules()
+        if module is head or isinstance(module, Fp4Tensors) or _is_dense_linear(module)
+    )
+
+
+def _is_dense_linear(module: DenseTensors) -> bool:
+    return module.data.ndim == 2 and module.name != "model.embed_tokens"
+
+
+def _stored_bytes(module: Module) -> int:
+    return (
+        module.data.nbytes
+        if isinstance(module, DenseTensors)
+        else module.packed.nbytes + module.scales.nbytes
+    )
 
 
 def _check_options(options: EngineOptions) -> None:

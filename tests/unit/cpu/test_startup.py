@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from engines.base import EngineOptions
+from engines.base import EngineOptions, LoadProgress
+from engines.cpu.load_tracker import LoadTracker
 from engines.cpu.startup import load_core
 from engines.errors import CheckpointError, StartFailed
 from tests.support.random_checkpoint import RandomCheckpoint
@@ -67,3 +68,42 @@ def test_what_the_engine_says_of_itself(checkpoint: Path) -> None:
     assert (info.engine, info.vocab_size, info.max_model_len) == ("cpu", 71, 64)
     assert info.eos_token_ids == {2}
     assert dict(info.details)["layout"] == "compressed-tensors mxfp4-pack-quantized"
+
+
+def test_loading_counts_every_byte_of_the_linear_layers(golden: Path) -> None:
+    for name in ("mistral-nvfp4-ct", "mixtral-nvfp4-modelopt", "base-mistral"):
+        tracker = RecordingTracker()
+        load_core(EngineOptions(golden / name), tracker)
+        assert tracker.phases == ["checking the checkpoint", "repacking weights", "allocating the KV cache"]
+        assert tracker.progress_of_weights[0].fraction == 0.0
+        last = tracker.progress_of_weights[-1]
+        assert last.done_bytes == tracker.counted_bytes == last.total_bytes
+        assert last.fraction == 1.0
+        tracker.end()
+        assert tracker.progress() is None
+
+
+class RecordingTracker(LoadTracker):
+    """Remembers every state that another thread could have seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phases: list[str] = []
+        self.progress_of_weights: list[LoadProgress] = []
+        self.counted_bytes = 0
+
+    def begin(self, phase: str, *, total_bytes: int | None = None) -> None:
+        super().begin(phase, total_bytes=total_bytes)
+        if phase:
+            self.phases.append(phase)
+        self._remember()
+
+    def advance(self, num_bytes: int) -> None:
+        super().advance(num_bytes)
+        self.counted_bytes += num_bytes
+        self._remember()
+
+    def _remember(self) -> None:
+        progress = self.progress()
+        if progress is not None and progress.total_bytes is not None:
+            self.progress_of_weights.append(progress)
