@@ -13,10 +13,10 @@ from typing import TypeVar
 from starlette.requests import HTTPConnection
 
 from engines.base import Engine, EngineInfo
-from service.admission import Admission
+from service.admission.controller import Admission
 from service.chat_template import ChatTemplate
 from service.errors import ModelNotFound, NotReady
-from service.lifecycle import Lifecycle
+from service.lifecycle import Lifecycle, Phase
 from service.metrics import ServiceMetrics
 from service.settings import ServiceSettings
 from service.tokenizer import Tokenizer
@@ -41,17 +41,23 @@ class ServiceState:
     def __init__(self, settings: ServiceSettings) -> None:
         self.settings = settings
         self.lifecycle = Lifecycle()
-        self.metrics = ServiceMetrics(settings.model_names[0])
+        self.metrics = ServiceMetrics(settings.model_names[0], vllm_names=settings.vllm_metric_names)
         self.admission = Admission(max_running=settings.max_num_seqs, max_queued=settings.max_queued_requests)
+        self.metrics.watch_service(
+            is_ready=lambda: self.lifecycle.phase is Phase.READY,
+            num_in_flight=lambda: self.admission.num_in_flight,
+        )
         self.created = int(time.time())
         self.system_fingerprint = _fingerprint(settings)
+        self._load_began = time.monotonic()
         self._model: LoadedModel | None = None
         self._text_threads = ThreadPoolExecutor(settings.num_text_threads, thread_name_prefix="nybble-text")
 
     def attach(self, model: LoadedModel) -> None:
         """Take the model into service."""
         self._model = model
-        self.metrics.watch(model.engine.stats, lambda: self.admission.num_in_flight)
+        self.metrics.watch_engine(model.engine.stats, model.info, num_queued=lambda: 0)
+        self.metrics.model_load_seconds.set(time.monotonic() - self._load_began)
         self.lifecycle.mark_ready()
 
     @property

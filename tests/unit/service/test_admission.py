@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from service.admission import Admission
+from service.admission.controller import Admission
 from service.errors import BadRequest, TooManyRequests
 
 
