@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class HistogramRecorder:
     def __init__(self, upper_bounds: Sequence[float]) -> None:
         """Raises ValueError unless the bounds ascend."""
         bounds = tuple(float(bound) for bound in upper_bounds)
-        if not bounds or any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)):
+        if not bounds or any(low >= high for low, high in pairwise(bounds)):
             raise ValueError(f"the bounds of a histogram have to ascend; got {bounds}")
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)

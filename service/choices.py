@@ -81,7 +81,9 @@ async def _measured(
                 if previous is None:
                     metrics.time_to_first_token_seconds.observe(now - arrived)
                 else:
-                    metrics.inter_token_seconds.observe((now - previous) / output.num_new_tokens)
+                    metrics.inter_token_seconds.observe(
+                        (now - previous) / output.num_new_tokens, output.num_new_tokens
+                    )
                 previous = now
                 num_tokens += output.num_new_tokens
             if output.finish_reason is not None:

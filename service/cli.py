@@ -118,6 +118,14 @@ def serve(
     ] = None,
     max_body_size: Annotated[str | None, typer.Option(help="Largest request body. [32MiB]")] = None,
     drain_timeout: Annotated[float | None, typer.Option(help="Seconds to finish after SIGTERM. [30]")] = None,
+    vllm_metric_names: Annotated[
+        bool | None, typer.Option(help="Show the metrics under vLLM's names as well. [off]")
+    ] = None,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="Collector for traces, as http://host:4318. [OTEL_*, else none]")
+    ] = None,
+    trace_prompts: Annotated[bool | None, typer.Option(help="Prompts and answers into traces. [off]")] = None,
+    log_prompts: Annotated[bool | None, typer.Option(help="Prompts and answers into the log. [off]")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [info]")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json. [text]")] = None,
 ) -> None:
@@ -146,6 +154,10 @@ def serve(
         "max_queued_requests": max_queued_requests,
         "max_body_bytes": max_body_size,
         "drain_timeout_seconds": drain_timeout,
+        "vllm_metric_names": vllm_metric_names,
+        "otlp_endpoint": otlp_endpoint,
+        "trace_prompts": trace_prompts,
+        "log_prompts": log_prompts,
         "log_level": log_level,
         "log_format": log_format,
     }

@@ -58,12 +58,40 @@ class InvalidApiKey(ServiceError):
     """No API key, or one that is not known."""
 
 
+class MissingScope(ServiceError):
+    """The API key is good, but not for this."""
+
+
 class BodyTooLarge(ServiceError):
     """The request's body exceeds the configured limit."""
 
 
 class TooManyRequests(ServiceError):
-    """Running and queued requests have reached their bound."""
+    """The server is busy and this key holds more than its share of the places."""
+
+
+class RequestRateLimited(ServiceError):
+    """The key's limit of requests per minute, or of requests at a time, is reached."""
+
+
+class TokenRateLimited(ServiceError):
+    """The key's limit of tokens per minute is reached."""
+
+
+class ServerOverloaded(ServiceError):
+    """No place or no room for the tokens, or the wait would be longer than the client wants it."""
+
+
+class QueueTimeout(ServiceError):
+    """The request's turn did not come in time."""
+
+
+class DeadlineExceeded(ServiceError):
+    """The client's own deadline passed before anything was generated. A retry would come too late."""
+
+
+class ServerTimeout(ServiceError):
+    """Generation took longer than the server allows."""
 
 
 class NotReady(ServiceError):
@@ -107,8 +135,15 @@ _KINDS: dict[type[BaseException], ErrorKind] = {
     ContextLengthExceeded: ErrorKind(400, _INVALID, "context_length_exceeded", "context_length"),
     ModelNotFound: ErrorKind(404, _INVALID, "model_not_found", "model_not_found"),
     InvalidApiKey: ErrorKind(401, _INVALID, "invalid_api_key", "unauthorized"),
+    MissingScope: ErrorKind(403, _INVALID, "missing_scope", "forbidden"),
     BodyTooLarge: ErrorKind(413, _INVALID, "request_too_large", "too_large"),
-    TooManyRequests: ErrorKind(429, "rate_limit_error", "slow_down", "overloaded"),
+    TooManyRequests: ErrorKind(429, "rate_limit_error", "slow_down", "over_share"),
+    RequestRateLimited: ErrorKind(429, "requests", "rate_limit_exceeded", "rate_limited"),
+    TokenRateLimited: ErrorKind(429, "tokens", "rate_limit_exceeded", "rate_limited"),
+    ServerOverloaded: ErrorKind(503, "server_error", "server_is_overloaded", "overloaded"),
+    QueueTimeout: ErrorKind(503, "server_error", "server_is_overloaded", "queue_timeout"),
+    DeadlineExceeded: ErrorKind(408, "timeout_error", "deadline_exceeded", "deadline"),
+    ServerTimeout: ErrorKind(504, "timeout_error", "timeout", "timeout"),
     NotReady: ErrorKind(503, "server_error", "server_is_overloaded", "not_ready"),
     RequestAborted: ErrorKind(503, "server_error", "request_aborted", "aborted"),
     ClientDisconnected: ErrorKind(499, _INVALID, "client_disconnected", "disconnected"),
@@ -132,6 +167,11 @@ _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_la
 _UNION_TAGS = frozenset({"str", "int", "float", "bool", "dict"})
 
 
+def rejection_labels() -> list[str]:
+    """The labels of all kinds of error that are counted as rejections."""
+    return sorted({kind.label for kind in _KINDS.values()} - {_KINDS[ClientDisconnected].label})
+
+
 def error_kind(error: BaseException) -> ErrorKind:
     """The table's row for `error`: that of the nearest class in its hierarchy."""
     if isinstance(error, HTTPException):
@@ -147,8 +187,10 @@ def describe(error: BaseException) -> ErrorReport:
     message, param = _message_and_param(error, kind)
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     retry_after = getattr(error, "retry_after_seconds", None)
-    if kind.status in (429, 503):
+    if kind.status in (429, 503, 504):
         headers["Retry-After"] = str(max(1, math.ceil(retry_after if retry_after is not None else 1.0)))
+    if kind.status == 408:
+        headers["x-should-retry"] = "false"  # the official clients would repeat a 408 by themselves
     if kind.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     envelope = error_envelope(message, kind, param)

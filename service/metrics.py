@@ -1,110 +1,160 @@
-"""What /metrics shows: the service's own histograms and counters, and the engine's figures at scrape time."""
+"""What /metrics shows: the service's own figures, the process's, and the engine's at scrape time.
+
+docs/metrics.md lists every name; a test compares the two.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from engines.base import EngineStats
+from engines.base import EngineInfo, EngineStats
+from engines.request import FinishReason
+from service.engine_metrics import EngineCollector
+from service.errors import rejection_labels
+from service.metric_aliases import TRTLLM_ALIASES, VLLM_ALIASES, aliased, vllm_cache_config
+from service.metric_families import FastHistogram, LabelledHistogram
+from service.version import package_version
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TOKEN_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 _TOKENS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+_LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
 class ServiceMetrics:
-    """The metrics of one app, in a registry of their own."""
+    """The metrics of one app, in a registry of their own.
 
-    def __init__(self, model_name: str) -> None:
+    Observed from the event loop's thread; `text` may be called from any.
+    """
+
+    def __init__(self, model_name: str, *, vllm_names: bool = False) -> None:
         self.registry = CollectorRegistry()
+        self._model_name = model_name
+        self._vllm_names = vllm_names
+        self._define_http()
+        self._define_sequences()
+        self._define_process()
+
+    def _define_http(self) -> None:
         registry = self.registry
         self.http_requests = Counter(
             "nybble_http_requests", "HTTP answers.", ("route", "method", "status"), registry=registry
         )
-        self.finished = Counter(
-            "nybble_sequences_finished", "Sequences that ended by themselves.", ("reason",), registry=registry
+        self.http_request_seconds = LabelledHistogram(
+            "nybble_http_request_seconds", "From a request to its answer's end.", "route", _SECONDS, registry
+        )
+        self.http_in_progress = Gauge(
+            "nybble_http_requests_in_progress", "HTTP requests being answered.", registry=registry
         )
         self.rejected = Counter(
             "nybble_requests_rejected", "Requests answered with an error.", ("reason",), registry=registry
         )
+        for label in rejection_labels():
+            self.rejected.labels(label)
         self.cancelled = Counter(
             "nybble_requests_cancelled", "Requests whose client hung up before the end.", registry=registry
         )
-        self.preparation_seconds = Histogram(
-            "nybble_request_preparation_seconds",
-            "From arrival to submission to the engine: template and tokenizer.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.time_to_first_token_seconds = Histogram(
-            "nybble_time_to_first_token_seconds",
-            "From arrival to the first token of a sequence; includes the time in the queue.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.inter_token_seconds = Histogram(
-            "nybble_inter_token_seconds",
-            "Between two deliveries of a sequence, divided by the tokens in the later one.",
-            buckets=_TOKEN_SECONDS,
-            registry=registry,
-        )
-        self.request_seconds = Histogram(
-            "nybble_request_seconds", "From arrival to a sequence's end.", buckets=_SECONDS, registry=registry
-        )
-        self.prompt_tokens = Histogram(
-            "nybble_request_prompt_tokens", "Prompt tokens of a sequence.", buckets=_TOKENS, registry=registry
-        )
-        self.generated_tokens = Histogram(
-            "nybble_request_generated_tokens",
-            "Generated tokens of a sequence.",
-            buckets=_TOKENS,
-            registry=registry,
-        )
-        info = Gauge("nybble_model", "The model served; always 1.", ("model_name",), registry=registry)
-        info.labels(model_name).set(1)
 
-    def watch(self, stats: Callable[[], EngineStats], in_flight: Callable[[], int]) -> None:
-        """Report an engine's figures and the number of admitted sequences at every scrape."""
-        self.registry.register(EngineCollector(stats))
-        gauge = Gauge("nybble_sequences_in_flight", "Sequences holding a slot.", registry=self.registry)
-        gauge.set_function(lambda: float(in_flight()))
+    def _define_sequences(self) -> None:
+        registry = self.registry
+        self.finished = Counter(
+            "nybble_sequences_finished", "Sequences that ended.", ("reason",), registry=registry
+        )
+        for reason in FinishReason:
+            self.finished.labels(reason.value)
+
+        def seconds(name: str, text: str, bounds: tuple[float, ...] = _SECONDS) -> FastHistogram:
+            return FastHistogram(f"nybble_{name}_seconds", text, bounds, registry)
+
+        self.preparation_seconds = seconds(
+            "request_preparation", "From arrival to submission to the engine: template and tokenizer."
+        )
+        self.queue_seconds = seconds("request_queue", "From submission to a sequence's first step.")
+        self.prefill_seconds = seconds("request_prefill", "From a sequence's first step to its first token.")
+        self.decode_seconds = seconds("request_decode", "From a sequence's first token to its last.")
+        self.time_to_first_token_seconds = seconds(
+            "time_to_first_token", "From arrival to the first token of a sequence; includes the queue."
+        )
+        self.inter_token_seconds = seconds(
+            "inter_token", "The gap before each token but a sequence's first.", _TOKEN_SECONDS
+        )
+        self.request_seconds = seconds("request", "From arrival to a sequence's end.")
+        self.prompt_tokens = FastHistogram(
+            "nybble_request_prompt_tokens", "Prompt tokens of a sequence.", _TOKENS, registry
+        )
+        self.generated_tokens = FastHistogram(
+            "nybble_request_generated_tokens", "Generated tokens of a sequence.", _TOKENS, registry
+        )
+
+    def _define_process(self) -> None:
+        registry = self.registry
+        self.model_load_seconds = Gauge(
+            "nybble_model_load_seconds", "From the start of loading to readiness.", registry=registry
+        )
+        self.event_loop_lag_seconds = FastHistogram(
+            "nybble_event_loop_lag_seconds", "How late the event loop wakes up.", _LAG_SECONDS, registry
+        )
+        model = Gauge("nybble_model_info", "The model served; always 1.", ("model_name",), registry=registry)
+        model.labels(self._model_name).set(1)
+        build = Gauge(
+            "nybble_build_info", "This package; always 1.", ("version", "python_version"), registry=registry
+        )
+        build.labels(package_version(), platform.python_version()).set(1)
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+
+    def watch_service(self, *, is_ready: Callable[[], bool], num_in_flight: Callable[[], int]) -> None:
+        """Report readiness and the number of admitted sequences at every scrape."""
+        ready = Gauge("nybble_ready", "1 while new requests are welcome.", registry=self.registry)
+        ready.set_function(lambda: float(is_ready()))
+        in_flight = Gauge("nybble_sequences_in_flight", "Admitted sequences.", registry=self.registry)
+        in_flight.set_function(lambda: float(num_in_flight()))
+
+    def watch_engine(
+        self, stats: Callable[[], EngineStats], info: EngineInfo, *, num_queued: Callable[[], int]
+    ) -> None:
+        """Report the engine's figures at every scrape; `num_queued` counts what waits in front of it."""
+        self.registry.register(EngineCollector(stats, info, num_queued))
 
     def text(self) -> bytes:
         """The exposition in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(_Collected(self.collect()))
+
+    def collect(self) -> list[Metric]:
+        """All families, the aliases among them."""
+        families = [_without_created(family) for family in self.registry.collect()]
+        both = list(aliased(families, TRTLLM_ALIASES, self._model_name))
+        if self._vllm_names:
+            both.extend(aliased(families, VLLM_ALIASES, self._model_name))
+            both.extend(vllm_cache_config(families, self._model_name))
+        return families + both
 
 
-class EngineCollector(Collector):
-    """Turns an `EngineStats` snapshot into metrics when asked."""
+class _Collected(Collector):
+    """Families in the form `generate_latest` asks for."""
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
-        self._stats = stats
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
 
     def collect(self) -> Iterator[Metric]:
-        """One snapshot, so that the figures of a scrape belong together."""
-        stats = self._stats()
-        gauges = (
-            ("nybble_num_requests_running", "Sequences being computed.", stats.num_running),
-            ("nybble_num_requests_waiting", "Sequences in the engine's queue.", stats.num_waiting),
-            ("nybble_kv_cache_usage_ratio", "Share of KV blocks in use, 0 to 1.", stats.kv_cache_usage),
-            ("nybble_kv_blocks_used", "KV blocks held by live sequences.", stats.num_blocks_used),
-            ("nybble_kv_blocks", "KV blocks in all.", stats.num_blocks_total),
-        )
-        totals = (
-            ("nybble_preemptions", "Sequences that lost their blocks.", stats.num_preemptions_total),
-            ("nybble_prompt_tokens", "Prompt tokens taken in.", stats.num_prompt_tokens_total),
-            (
-                "nybble_cached_prompt_tokens",
-                "Prompt tokens found in the prefix cache.",
-                stats.num_cached_prompt_tokens_total,
-            ),
-            ("nybble_generated_tokens", "Tokens generated.", stats.num_generated_tokens_total),
-            ("nybble_engine_steps", "Steps of the engine.", stats.num_steps_total),
-        )
-        for name, text, value in gauges:
-            yield GaugeMetricFamily(name, text, value=value)
-        for name, text, value in totals:
-            yield CounterMetricFamily(name, text, value=value)
+        yield from self._families
+
+
+def _without_created(family: Metric) -> Metric:
+    """Without the time a series began, which doubles the text and which nobody reads."""
+    family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+    return family

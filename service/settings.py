@@ -46,6 +46,11 @@ class ServiceSettings(BaseSettings):
     heartbeat_seconds: float = Field(default=15.0, gt=0, allow_inf_nan=False)
     num_text_threads: int = Field(default=2, ge=1)
 
+    vllm_metric_names: bool = False
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/]+.*$")
+    trace_prompts: bool = False
+    log_prompts: bool = False
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 

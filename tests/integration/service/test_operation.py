@@ -98,7 +98,7 @@ def test_metrics_count_what_happened(checkpoint: Path) -> None:
         assert server.metric("nybble_num_requests_running") == 0
         assert server.metric("nybble_num_requests_waiting") == 0
         assert server.metric("nybble_sequences_in_flight") == 0
-        assert server.metric('nybble_model{model_name="tiny"}') == 1
+        assert server.metric('nybble_model_info{model_name="tiny"}') == 1
         route = 'nybble_http_requests_total{method="POST",route="/v1/completions",status="200"}'
         assert server.metric(route) == 1
 
