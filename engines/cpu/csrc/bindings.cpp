@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "isa.h"
+#include "machine_limits.h"
 #include "ops.h"
 #include "thread_pool.h"
 #include "weights.h"
@@ -233,6 +234,14 @@ NB_MODULE(_kernels, m) {
   m.def("num_threads", &nybble::num_threads);
   m.def("set_num_threads", &nybble::set_num_threads, "count"_a);
   m.def("num_physical_cores", &nybble::num_physical_cores);
+  m.def(
+      "measure_operations",
+      [](int kind, int num_threads, double seconds, int repetitions) {
+        return nybble::measure_operations(static_cast<nybble::LimitKind>(kind), num_threads, seconds, repetitions);
+      },
+      NoGil(), "kind"_a, "num_threads"_a, "seconds"_a, "repetitions"_a);
+  m.def("measure_read_bandwidth", &nybble::measure_read_bandwidth, NoGil(), "num_bytes"_a, "num_threads"_a,
+        "repetitions"_a);
 
   nb::class_<nybble::Fp4Weight>(m, "Fp4Weight")
       .def("__init__", &init_fp4_weight, "shards"_a, "group_size"_a, "round_to_bfloat16"_a)

@@ -129,6 +129,9 @@ struct AttentionArgs {
 
 constexpr int kAttentionUnitRows = 8;
 
+/// Instructions whose peak rate bounds a kernel; see machine_limits.h.
+enum class LimitKind : int { kFloat32Fma = 0, kInt8Dot = 1, kBfloat16Dot = 2, kAmxInt8 = 3, kAmxBfloat16 = 4 };
+
 struct KernelTable {
   const char* name;
   void (*w4a4_biases)(const std::int8_t* codes, std::int64_t num_blocks, int group_size, std::int32_t* biases);
@@ -146,6 +149,9 @@ struct KernelTable {
   void (*kv_write)(const KvWriteArgs&, std::int64_t row_begin, std::int64_t row_end);
   /// One unit for one KV head. `workspace`: attention_workspace_floats(...) floats, 64-byte aligned.
   void (*attention)(const AttentionArgs&, const AttentionUnit&, std::int64_t kv_head, float* workspace);
+  /// Runs independent chains of one instruction; returns the operations done, 0 where there is no such instruction.
+  double (*limit_operations)(LimitKind kind, std::int64_t iterations);
+  void (*read_memory)(const std::uint8_t* data, std::int64_t num_bytes);
 };
 
 /// Null where this build or this processor lacks the instruction set.

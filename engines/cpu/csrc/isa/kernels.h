@@ -19,5 +19,7 @@ void add_scaled(const float* x, float weight, int64_t num_columns, float* out);
 void to_float32(const void* values, ElementType type, int64_t count, float* out);
 void kv_write(const KvWriteArgs& args, int64_t row_begin, int64_t row_end);
 void attention(const AttentionArgs& args, const AttentionUnit& unit, int64_t kv_head, float* workspace);
+double limit_operations(LimitKind kind, int64_t iterations);
+void read_memory(const std::uint8_t* data, int64_t num_bytes);
 
 }  // namespace nybble::NYBBLE_ISA
