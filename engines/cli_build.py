@@ -17,8 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.quantize.options import CalibrationOptions
-from engines.trtllm.build import BuildEvents, BuildResult, build
-from engines.trtllm.build_plan import BuildPlan, BuildRequest, make_build_plan
+from engines.trtllm.build import BuildResult, build
+from engines.trtllm.build_plan import BuildPlan, make_build_plan
+from engines.trtllm.build_request import BuildRequest
+from engines.trtllm.build_stages import BuildEvents
 from engines.trtllm.machine import detect_machine
 from engines.trtllm.manifest import Manifest
 
@@ -42,6 +44,9 @@ def build_command(
     ] = None,
     max_num_tokens: Annotated[int | None, typer.Option(help="Tokens of one step. [8192]")] = None,
     kv_cache_dtype: Annotated[str, typer.Option(help="auto, bfloat16 or fp8.")] = "auto",
+    logprobs: Annotated[
+        str, typer.Option(help="Of a TensorRT engine: none, generated, or all (the prompt's too).")
+    ] = "none",
     tensorrt_llm_version: Annotated[
         str | None, typer.Option(help="Release to build for. [the installed one]")
     ] = None,
@@ -67,6 +72,7 @@ def build_command(
         max_seq_len=max_seq_len,
         max_num_tokens=max_num_tokens,
         kv_cache_dtype=kv_cache_dtype,
+        logprobs=logprobs,
         tensorrt_llm_version=tensorrt_llm_version,
         calibration=None if calibration is None else CalibrationOptions(calibration, samples, max_length),
         num_canaries=canaries,

@@ -73,6 +73,7 @@ def build_key(plan: BuildPlan, source_digest: str, machine: Machine) -> str:
             options.max_seq_len,
             options.max_num_tokens,
             options.kv_cache_dtype,
+            options.logprobs,
         ],
         "llm_options": plan.llm_options,
         "num_canaries": request.num_canaries,

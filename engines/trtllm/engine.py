@@ -18,7 +18,7 @@ from engines.trtllm.canary import canary_request, check_canaries, mismatch
 from engines.trtllm.generation import Generation
 from engines.trtllm.iteration_stats import IterationStats
 from engines.trtllm.request_queue import Call, RequestQueue
-from engines.trtllm.sampling import plan_sampling
+from engines.trtllm.sampling import check_support, plan_sampling
 from engines.trtllm.startup import Prepared, prepare, wait_for_load
 from engines.trtllm.watchdog import Watchdog
 
@@ -89,6 +89,7 @@ class TrtLlmEngine(Engine):
             raise EngineDead(self._death)
         info = self.info
         assert self._prepared is not None
+        check_support(request.sampling, self._prepared.runtime.features)
         check_request(request, info)
         plan = plan_sampling(
             request, self._prepared.facts, self._prepared.limits, self._prepared.runtime.features

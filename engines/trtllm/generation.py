@@ -71,7 +71,7 @@ class Generation:
             self._result = self._submit(phase)
         except (ValueError, TypeError, self._runtime.request_error) as error:
             raise InvalidRequest(f"TensorRT-LLM refuses the request: {error}") from error
-        reader = OutputReader(self._plan, wants_prompt_logprobs="prompt_logprobs" in phase.arguments)
+        reader = OutputReader(self._plan, wants_prompt_logprobs=_scores_prompt(phase))
         try:
             async for result in self._result:
                 output = reader.read(result)
@@ -89,11 +89,15 @@ class Generation:
         features = self._runtime.features
         if features.priority:
             arguments["priority"] = _runtime_priority(self._plan.request.priority)
-        if features.cache_salt and "prompt_logprobs" in phase.arguments:
+        if features.cache_salt and _scores_prompt(phase):
             # Positions found in the prefix cache are not computed again and have no log-probabilities.
             arguments["cache_salt"] = uuid.uuid4().hex
         sampling = self._runtime.sampling_params(phase.arguments, phase.bias)
         return self._llm.generate_async(list(phase.prompt_token_ids), sampling_params=sampling, **arguments)
+
+
+def _scores_prompt(phase: Phase) -> bool:
+    return "prompt_logprobs" in phase.arguments or "return_context_logits" in phase.arguments
 
 
 def _runtime_priority(priority: int) -> float:

@@ -165,4 +165,6 @@ def tensorrt_engine_arguments(
         "max_batch_size": options.max_num_seqs,
         "max_num_tokens": limits.max_num_tokens,
         "kv_cache_config": runtime.config("KvCacheConfig", kv_cache),
+        # Log-probabilities are refused without it, although the engine gathers the logits.
+        **({"gather_generation_logits": True} if runtime.features.logprobs else {}),
     }

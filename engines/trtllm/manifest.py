@@ -30,13 +30,17 @@ _REHASHED_LIMIT_BYTES = 1 << 20  # larger files are compared by size only when a
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
     """The limits and layout an engine was made with. `max_seq_len` counts prompt and generated tokens,
-    `max_num_tokens` the tokens of one step; `kv_cache_dtype` is "bfloat16" or "fp8"."""
+    `max_num_tokens` the tokens of one step; `kv_cache_dtype` is "bfloat16" or "fp8".
+
+    `logprobs` concerns TensorRT engines: "none", those of "generated" tokens, or "all", the prompt's too.
+    """
 
     tensor_parallel: int
     max_batch_size: int
     max_seq_len: int
     max_num_tokens: int
     kv_cache_dtype: str
+    logprobs: str = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,9 @@ def activation_bytes(config: ModelConfig, options: BuildOptions) -> int:
     feed_forward = 3 * config.intermediate_size * experts // share
     widest = 2 * config.hidden_size * experts + max(attention, feed_forward)
     per_token = _LIVE_COPIES * 2 * widest
-    return options.max_num_tokens * per_token + options.max_batch_size * config.vocab_size * 4
+    # With log-probabilities of prompts there is a row of logits for every token, not for every sequence.
+    num_rows = options.max_num_tokens if options.logprobs == "all" else options.max_batch_size
+    return options.max_num_tokens * per_token + num_rows * config.vocab_size * 4
 
 
 def _gib(num_bytes: int) -> str:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from engines.cpu.logprobs import log_softmax
+from engines.cpu.logprobs import token_logprob as model_token_logprob
 from engines.errors import GenerationFailed
 from engines.request import FinishReason, TokenLogprob, TokenOutput
 from engines.trtllm.sampling import SamplingPlan
@@ -52,9 +56,7 @@ class OutputReader:
             )
         prompt_logprobs = None
         if self._wants_prompt_logprobs and reason not in (None, FinishReason.ABORT):
-            prompt_logprobs = map_prompt_logprobs(
-                output.prompt_logprobs, self._plan.request.prompt_token_ids, sampling.num_prompt_logprobs or 0
-            )
+            prompt_logprobs = self._prompt_logprobs(result)
         if not token_ids and reason is None:
             return None
         self._num_read += len(token_ids)
@@ -65,6 +67,13 @@ class OutputReader:
             finish_reason=reason,
             num_cached_tokens=self._num_cached_tokens(result),
         )
+
+    def _prompt_logprobs(self, result: Any) -> tuple[TokenLogprob | None, ...]:
+        prompt = self._plan.request.prompt_token_ids
+        num_top = self._plan.request.sampling.num_prompt_logprobs or 0
+        if self._plan.reads_prompt_logits:
+            return score_prompt(result.context_logits, prompt, self._plan.vocab_size, num_top)
+        return map_prompt_logprobs(result.outputs[0].prompt_logprobs, prompt, num_top)
 
     def _num_cached_tokens(self, result: Any) -> int:
         num_cached = getattr(result, "cached_tokens", None) or 0
@@ -120,3 +129,25 @@ def map_prompt_logprobs(
         f"TensorRT-LLM gave log-probabilities for {len(entries or ())} prompt positions that do not belong "
         f"to the {len(prompt_token_ids)} tokens of the prompt"
     )
+
+
+def score_prompt(
+    logits: Any, prompt_token_ids: tuple[int, ...], vocab_size: int, num_top: int
+) -> tuple[TokenLogprob | None, ...]:
+    """The prompt's log-probabilities from its logits, a torch tensor [num_prompt_tokens, >= vocab_size] of
+    any float dtype on any device. Raises GenerationFailed when there are none, or not one row for each token.
+
+    Row i is what the model said after token i; a vocabulary that is no multiple of the ranks is padded.
+    """
+    rows = None if logits is None else np.asarray(logits.float().cpu().numpy())
+    if rows is None or rows.ndim != 2 or len(rows) != len(prompt_token_ids) or rows.shape[1] < vocab_size:
+        got = "none" if rows is None else f"an array {rows.shape}"
+        raise GenerationFailed(
+            f"TensorRT-LLM gave no usable logits of the prompt: got {got}, expected "
+            f"({len(prompt_token_ids)}, {vocab_size})"
+        )
+    entries = (
+        model_token_logprob(log_softmax(row[:vocab_size]), token_id, num_top)
+        for row, token_id in zip(rows, prompt_token_ids[1:], strict=False)
+    )
+    return (None, *entries)

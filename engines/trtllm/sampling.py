@@ -21,6 +21,8 @@ from engines.trtllm.versions import Features
 # Added to the logit of a token that must not be chosen; far below any logit, finite in every format but FP16.
 _BAN = -1e9
 _SEED_BITS = 63
+# float32 logits of a prompt pass through this process, a row of the vocabulary's size for each token.
+MAX_PROMPT_LOGITS_BYTES = 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class SamplingPlan:
     prompt is the first one's and what it generated (the prefix cache has it).
 
     `is_streamed` False: the release has what was asked for only at the end. `discards_token`: the prompt is
-    only to be scored, and the runtime generates at least one token.
+    only to be scored, and the runtime generates at least one token. `reads_prompt_logits`: its
+    log-probabilities are made here, from logits.
     """
 
     request: GenerationRequest
@@ -52,6 +55,7 @@ class SamplingPlan:
     num_forced_tokens: int
     is_streamed: bool
     discards_token: bool
+    reads_prompt_logits: bool
     seed: int | None
     vocab_size: int
 
@@ -107,7 +111,10 @@ class SamplingPlan:
         if sampling.num_logprobs is not None:
             arguments["logprobs"] = max(sampling.num_logprobs, 1)
         if sampling.num_prompt_logprobs is not None:
-            arguments["prompt_logprobs"] = max(sampling.num_prompt_logprobs, 1)
+            if self.reads_prompt_logits:
+                arguments["return_context_logits"] = True
+            else:
+                arguments["prompt_logprobs"] = max(sampling.num_prompt_logprobs, 1)
         return Phase(prompt, arguments, _bias(sampling, banned, self.vocab_size), max_tokens)
 
 
@@ -120,8 +127,9 @@ def plan_sampling(
     leaves no room for the token the runtime insists on.
     """
     sampling = request.sampling
-    _check_support(sampling, features)
+    check_support(sampling, features)
     num_prompt_tokens = len(request.prompt_token_ids)
+    _check_prompt_logits(request, facts, features)
     if sampling.max_tokens == 0 and num_prompt_tokens + 1 > limits.max_seq_len:
         raise PromptTooLong(
             f"the prompt has {num_prompt_tokens} tokens and fills the context; TensorRT-LLM needs room for "
@@ -147,12 +155,14 @@ def plan_sampling(
         is_streamed=sampling.num_prompt_logprobs is None
         and (features.streaming_logprobs or not wants_logprobs),
         discards_token=sampling.max_tokens == 0,
+        reads_prompt_logits=features.prompt_logits,
         seed=_seed(sampling),
         vocab_size=facts.vocab_size,
     )
 
 
-def _check_support(sampling: SamplingParams, features: Features) -> None:
+def check_support(sampling: SamplingParams, features: Features) -> None:
+    """Raises UnsupportedParameter for what the release, as it serves the model, would ignore or refuse."""
     asked = (
         ("presence_penalty", features.penalties, sampling.presence_penalty != 0),
         ("frequency_penalty", features.penalties, sampling.frequency_penalty != 0),
@@ -165,9 +175,21 @@ def _check_support(sampling: SamplingParams, features: Features) -> None:
         if is_asked and not is_supported:
             raise UnsupportedParameter(
                 f"{param} cannot be had from TensorRT-LLM {features.version} as it serves this model; "
-                "leave it out",
+                f"{features.advice if 'logprobs' in param else 'leave it out'}",
                 param=param,
             )
+
+
+def _check_prompt_logits(request: GenerationRequest, facts: ModelFacts, features: Features) -> None:
+    if request.sampling.num_prompt_logprobs is None or not features.prompt_logits:
+        return
+    limit = MAX_PROMPT_LOGITS_BYTES // (facts.vocab_size * 4)
+    if len(request.prompt_token_ids) > limit:
+        raise PromptTooLong(
+            f"the prompt has {len(request.prompt_token_ids):,} tokens; log-probabilities of a TensorRT "
+            f"engine are made of {facts.vocab_size:,} logits for each; at most {limit:,} tokens can be scored",
+            param="prompt",
+        )
 
 
 def _stop_arguments(stop_token_ids: frozenset[int], *, min_tokens: int) -> dict[str, object]:

@@ -71,7 +71,11 @@ def prepare(options: EngineOptions) -> Prepared:
         options, facts, gpu, max_model_len=limits.max_model_len, kv_cache_dtype=kv_cache_dtype
     )
     if is_engine:
-        runtime = replace(runtime, features=features_of_tensorrt_engine(runtime.features))
+        assert manifest is not None
+        features = features_of_tensorrt_engine(
+            runtime.features, manifest.options.logprobs, prefix_caching=options.prefix_caching
+        )
+        runtime = replace(runtime, features=features)
         model_class = runtime.tensorrt_engine_class()
         arguments = tensorrt_engine_arguments(options, facts, limits, budget, runtime)
     else:

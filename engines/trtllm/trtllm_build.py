@@ -28,9 +28,9 @@ def build_argv(
     """The command line; flags that every release from 1.0 to 1.2.x has.
 
     `fp8_context`: attention may compute its prompt part in FP8, which needs an FP8 KV cache and a quantised
-    output projection.
+    output projection. Log-probabilities are made from logits, which an engine keeps only when told to.
     """
-    argv = (
+    argv: tuple[str, ...] = (
         *(PROGRAM, "--checkpoint_dir", str(checkpoint_directory)),
         *("--output_dir", str(output_directory)),
         *("--gemm_plugin", "nvfp4"),
@@ -44,7 +44,13 @@ def build_argv(
         *("--workers", str(options.tensor_parallel)),
         *("--log_level", "info"),
     )
-    return (*argv, "--use_fp8_context_fmha", "enable") if fp8_context else argv
+    if fp8_context:
+        argv = (*argv, "--use_fp8_context_fmha", "enable")
+    if options.logprobs != "none":
+        argv = (*argv, "--gather_generation_logits")
+    if options.logprobs == "all":
+        argv = (*argv, "--gather_context_logits")
+    return argv
 
 
 def require_program() -> Path:

@@ -15,6 +15,7 @@ from engines.errors import StartFailed
 OLDEST = Version("1.0.0")
 NEWEST_LINE = (1, 4)
 LAST_WITH_TENSORRT_ENGINES = Version("1.3.0rc20")
+_MAX_NUM_LOGPROBS = 20  # what OpenAI's API allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,9 @@ class Features:
     come with the tokens they belong to, not only at the end. `max_num_logprobs` 0: the sampled token's only.
     `cache_salt`: a prompt can be kept from the prefix cache. `tensorrt_engines`: directories made by
     trtllm-build can be loaded.
+
+    `advice` says how to get the log-probabilities that are missing. `prompt_logits`: those of a prompt are
+    made here, from the runtime's logits, because its own need not contain the prompt's tokens.
     """
 
     version: Version
@@ -37,6 +41,8 @@ class Features:
     min_p: bool
     cache_salt: bool
     tensorrt_engines: bool
+    prompt_logits: bool = False
+    advice: str = "leave it out"
 
 
 def features_of(version: str) -> Features:
@@ -65,7 +71,7 @@ def features_of(version: str) -> Features:
         priority=parsed > LAST_WITH_TENSORRT_ENGINES,
         logprobs=True,
         streaming_logprobs=since_1_2,
-        max_num_logprobs=20 if since_1_2 else 0,
+        max_num_logprobs=_MAX_NUM_LOGPROBS if since_1_2 else 0,
         prompt_logprobs=since_1_2,
         penalties=is_1_0 or parsed >= Version("1.3.0rc24"),
         min_p=is_1_0 or since_1_2,
@@ -79,12 +85,27 @@ def supported_range() -> str:
     return f"{OLDEST} to {'.'.join(map(str, NEWEST_LINE))}"
 
 
-def features_of_tensorrt_engine(features: Features) -> Features:
+def features_of_tensorrt_engine(features: Features, logprobs: str, *, prefix_caching: bool) -> Features:
     """What is left, and what comes back, when an engine made by trtllm-build is served.
 
-    Its sampler is the C++ one, which has all penalties; log-probabilities would need logits that
-    `nybble build` does not have the engine gather (reference section 1.2, `--gather_generation_logits`).
+    Its sampler is the C++ one, which has all penalties. Log-probabilities are made of logits, which it keeps
+    as `logprobs` of its BuildOptions says, and come at the end: that they can be streamed is not known. For
+    a prompt's, all of it has to be computed: found in the prefix cache it would have no logits.
     """
+    advice = (
+        "leave it out, or have the engine keep the logits they are made from: nybble build --logprobs all"
+    )
+    if logprobs == "all" and prefix_caching and not features.cache_salt:
+        advice = "leave it out, or start with --no-prefix-caching"
+    has_logprobs = logprobs != "none"
     return replace(
-        features, logprobs=False, max_num_logprobs=0, prompt_logprobs=False, penalties=True, min_p=True
+        features,
+        logprobs=has_logprobs,
+        streaming_logprobs=False,
+        max_num_logprobs=features.max_num_logprobs if has_logprobs else 0,
+        prompt_logprobs=logprobs == "all" and (features.cache_salt or not prefix_caching),
+        penalties=True,
+        min_p=True,
+        prompt_logits=True,
+        advice=advice,
     )

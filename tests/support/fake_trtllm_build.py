@@ -44,6 +44,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kv_cache_type", choices=["continuous", "paged", "disabled"])
     for name in ("use_paged_context_fmha", "use_fp8_context_fmha"):
         parser.add_argument(f"--{name}", choices=["enable", "disable"])
+    for name in ("gather_generation_logits", "gather_context_logits"):
+        parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--log_level")
     return parser.parse_args()
 
@@ -78,7 +80,14 @@ def main() -> None:
         os.kill(os.getpid(), getattr(signal, rest[0]))
     options.output_dir.mkdir(parents=True, exist_ok=True)
     build_config = {
-        name: getattr(options, name) for name in ("max_batch_size", "max_seq_len", "max_num_tokens")
+        name: getattr(options, name)
+        for name in (
+            "max_batch_size",
+            "max_seq_len",
+            "max_num_tokens",
+            "gather_generation_logits",
+            "gather_context_logits",
+        )
     }
     if mode == "wrong":
         build_config["max_batch_size"] += 1

@@ -17,8 +17,10 @@ from engines.convert.errors import NoInputScales, NotLossless
 from engines.errors import InvalidRequest
 from engines.quantize.options import CalibrationOptions
 from engines.trtllm import build as build_module
+from engines.trtllm import build_stages
 from engines.trtllm.build import BuildEvents, build
-from engines.trtllm.build_plan import BuildRequest, make_build_plan
+from engines.trtllm.build_plan import make_build_plan
+from engines.trtllm.build_request import BuildRequest
 from engines.trtllm.build_workspace import open_workspace, staging_directory
 from engines.trtllm.errors import BuildError, BuildRefused, BuildToolFailed, DestinationError
 from engines.trtllm.machine import Gpu, Machine
@@ -245,7 +247,7 @@ def test_a_killed_build_resumes_after_its_finished_stage(
     assert not engine.exists()
     assert (staging_directory(engine) / "engine" / "rank0.engine").exists()
     monkeypatch.delenv("FAKE_TRTLLM_BUILD")
-    monkeypatch.setattr(build_module, "write_checkpoint", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(build_stages, "write_checkpoint", lambda *_: pytest.fail("written again"))
     result = run_build(golden / MIXTRAL, engine, tensor_parallel=2)
     assert result.resumed == ("trtllm_checkpoint",)
     assert verify_files(read_manifest(engine), engine) == ()
@@ -278,7 +280,7 @@ def test_a_source_that_changes_meanwhile_is_refused(
     def change(*arguments: Any) -> None:
         os.utime(source / "config.json", (1, 1))
 
-    monkeypatch.setattr(build_module, "check_engine", change)
+    monkeypatch.setattr(build_stages, "check_engine", change)
     with pytest.raises(BuildRefused, match="changed while they were read"):
         run_build(source, tmp_path / "engine")
     assert not (tmp_path / "engine").exists()

@@ -11,7 +11,8 @@ import pytest
 
 from engines.base import EngineOptions
 from engines.trtllm.build import build
-from engines.trtllm.build_plan import BuildRequest, make_build_plan
+from engines.trtllm.build_plan import make_build_plan
+from engines.trtllm.build_request import BuildRequest
 from engines.trtllm.errors import StaleEngine
 from engines.trtllm.machine import Machine
 from engines.trtllm.startup import prepare

@@ -94,6 +94,7 @@ def _llm_arguments(release: Release, classes: dict[str, type[BaseModel]]) -> dic
         "moe_config": (classes["MoeConfig"], classes["MoeConfig"]()),
         "enable_chunked_prefill": (bool, False),
         "guided_decoding_backend": (str | None, None),
+        "gather_generation_logits": (bool, False),
         "max_batch_size": (int, 2048),
         "max_input_len": (int, 1024),
         "max_seq_len": (int | None, None),

@@ -21,6 +21,7 @@ from tests.support.fake_tensorrt_llm.results import (
     Response,
 )
 from tests.support.fake_tensorrt_llm.sampling_params import is_greedy
+from tests.support.fake_tensorrt_llm.torch_module import Tensor
 
 _CONTEXT = 8  # tokens the next one depends on
 
@@ -150,6 +151,7 @@ class Executor:
             token_ids=[token_id],
             logprobs=self._logprobs(logits, token_id, params.logprobs, streaming=sequence.result._streaming),
             prompt_logprobs=self._prompt_logprobs(sequence) if is_first else None,
+            context_logits=self._context_logits(sequence) if is_first else None,
             finish_reason=reason,
             stop_reason=stop_reason,
             cached_tokens=sequence.num_cached_tokens,
@@ -212,6 +214,14 @@ class Executor:
         return [
             {key: Logprob(float(logprobs[key]), int(ranks[key])) for key in dict.fromkeys((*top, token_id))}
         ]
+
+    def _context_logits(self, sequence: Sequence) -> Tensor | None:
+        """A row for each prompt token that was computed, padded; none for what was reused."""
+        if not sequence.params.return_context_logits:
+            return None
+        ends = range(sequence.num_cached_tokens + 1, len(sequence.prompt) + 1)
+        rows = [self._logits(sequence.prompt[:end]) for end in ends]
+        return Tensor(np.pad(np.array(rows, np.float32), ((0, 0), (0, 8)), constant_values=99.0))
 
     def _prompt_logprobs(self, sequence: Sequence) -> list[dict[int, Logprob]] | None:
         """For all but the first prompt token, and for the first generated one; none for what was reused."""

@@ -90,6 +90,7 @@ class _Base:
         if ("pretrained_config" in config) != hasattr(self, "is_tensorrt"):
             raise ValueError(f"{model} is not what this class loads")
         self._max_seq_len = self.args.max_seq_len or config["build_config"]["max_seq_len"]
+        self._build_config = config.get("build_config", {})
         config = config.get("pretrained_config", config)
         self._vocab_size = config["vocab_size"]
         self._executor = Executor(self.args, self._vocab_size, self._release, self._behaviour)
@@ -137,14 +138,28 @@ class _Base:
             raise ValueError(f"embedding_bias has shape {params.embedding_bias.shape}")
         if len(inputs) > self.args.max_num_tokens and not self.args.enable_chunked_prefill:
             raise ValueError("prompt length should not exceed max_num_tokens")
-        if hasattr(self, "is_tensorrt") and (
-            params.logprobs is not None or params.prompt_logprobs is not None
-        ):
-            raise ValueError("logprobs requires gather_generation_logits=True")
+        if hasattr(self, "is_tensorrt"):
+            self._check_logits(params, streaming)
+        elif params.return_context_logits or params.return_generation_logits:
+            raise ValueError("the engine asks the PyTorch backend for log-probabilities, not for logits")
         if len(inputs) + params.max_tokens > self._max_seq_len:
             raise ValueError("prompt and max_tokens exceed max_seq_len: the real one would not notice")
         if self._executor.num_blocks * self._executor.tokens_per_block < len(inputs) + params.max_tokens:
             raise ValueError("the request can never fit the KV cache")
+
+    def _check_logits(self, params: Any, streaming: bool) -> None:
+        """What an engine may be asked for: it has the logits that it was told to keep, twice."""
+        if params.logprobs is not None:
+            if not (
+                self.args.gather_generation_logits and self._build_config.get("gather_generation_logits")
+            ):
+                raise ValueError("logprobs requires gather_generation_logits=True")
+            if streaming:
+                raise ValueError("that these can be streamed is not known")
+        if params.prompt_logprobs is not None:
+            raise ValueError("the entries of an engine need not contain the prompt's tokens")
+        if params.return_context_logits and not self._build_config.get("gather_context_logits"):
+            raise ValueError("return_context_logits requires gather_context_logits in the build")
 
 
 def _generate_async_1_0(

@@ -43,6 +43,7 @@ class Response:
     finish_reason: str | None = None
     stop_reason: int | None = None
     cached_tokens: int = 0
+    context_logits: Any = None
 
 
 class RequestOutput:
@@ -55,6 +56,7 @@ class RequestOutput:
         self.outputs = [CompletionOutput(0)]
         self.finished = False
         self.cached_tokens = 0
+        self.context_logits: Any = None
         self.is_cancelled = False
         self._params = params
         self._streaming = streaming
@@ -95,6 +97,8 @@ class RequestOutput:
         output.logprobs.extend(response.logprobs)
         if response.prompt_logprobs is not None:
             output.prompt_logprobs = response.prompt_logprobs
+        if response.context_logits is not None:
+            self.context_logits = response.context_logits
         self.cached_tokens = response.cached_tokens
         if response.finish_reason is None:
             return

@@ -16,6 +16,15 @@ class Tensor:
         self.dtype = str(array.dtype)
         self.shape = array.shape
 
+    def float(self) -> Tensor:
+        return Tensor(self.array.astype(np.float32))
+
+    def cpu(self) -> Tensor:
+        return self
+
+    def numpy(self) -> NDArray[np.generic]:
+        return self.array
+
 
 class OutOfMemoryError(RuntimeError):
     """torch.OutOfMemoryError."""

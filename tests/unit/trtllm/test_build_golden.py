@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from engines.quantize.options import CalibrationOptions
-from engines.trtllm.build_plan import BuildPlan, BuildRequest, make_build_plan
+from engines.trtllm.build_plan import BuildPlan, make_build_plan
+from engines.trtllm.build_request import BuildRequest
 from engines.trtllm.checkpoint_config import checkpoint_config
 from engines.trtllm.machine import Machine
 

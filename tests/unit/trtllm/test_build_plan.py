@@ -12,7 +12,8 @@ from engines.capacity.devices import GPU_RUNTIME_BYTES, HOST_BYTES, gpu_named
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.errors import InvalidRequest, StartFailed, UnsupportedCheckpoint
 from engines.quantize.options import CalibrationOptions
-from engines.trtllm.build_plan import BuildPlan, BuildRequest, make_build_plan
+from engines.trtllm.build_plan import BuildPlan, make_build_plan
+from engines.trtllm.build_request import BuildRequest
 from engines.trtllm.checkpoint_writer import checkpoint_num_bytes
 from engines.trtllm.errors import BuildRefused
 from engines.trtllm.machine import Gpu, Machine
@@ -70,6 +71,8 @@ def test_the_installed_release_is_the_default(golden: Path) -> None:
         ({"max_batch_size": 0}, InvalidRequest, "--max-batch-size is 0"),
         ({"max_seq_len": 513}, InvalidRequest, "expected 2 to 512"),
         ({"max_num_tokens": 10}, InvalidRequest, "below --max-batch-size 64"),
+        ({"logprobs": "some"}, InvalidRequest, "expected one of: none, generated, all"),
+        ({"logprobs": "all"}, InvalidRequest, "PyTorch backend gives log-probabilities without it"),
         ({"tensorrt_llm_version": "newest"}, InvalidRequest, "is no version"),
         ({"tensorrt_llm_version": "0.20.0"}, StartFailed, "not supported"),
         ({"calibration": CalibrationOptions(Path("x.jsonl"))}, InvalidRequest, "brings its input scales"),
@@ -189,3 +192,25 @@ def test_compressed_tensors_nvfp4_is_converted_and_keeps_its_input_scales(golden
     conversion = plan(golden / "mistral-nvfp4-ct").conversion
     assert conversion is not None
     assert conversion.calibration is None
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "flags"),
+    [
+        ("none", []),
+        ("generated", ["--gather_generation_logits"]),
+        ("all", ["--gather_generation_logits", "--gather_context_logits"]),
+    ],
+)
+def test_an_engine_keeps_the_logits_that_were_asked_for(
+    golden: Path, logprobs: str, flags: list[str]
+) -> None:
+    source = golden / "mixtral-nvfp4-modelopt"
+    planned = plan(source, tensorrt_llm_version="1.2.1", logprobs=logprobs)
+    assert [word for word in planned.argv if "gather" in word] == flags
+    assert planned.options.logprobs == logprobs
+    assert any("no log-probabilities" in note for note in planned.notes) == (not flags)
+    without = plan(source, tensorrt_llm_version="1.2.1").budget.activation_bytes
+    rows = planned.options.max_num_tokens - planned.options.max_batch_size
+    more = rows * 320 * 4 if logprobs == "all" else 0
+    assert planned.budget.activation_bytes - without == more

@@ -40,6 +40,7 @@ MANIFEST = Manifest(
 
 
 def engine_directory(tmp_path: Path, manifest: Manifest = MANIFEST) -> Path:
+    """As `nybble build` leaves it; what logits the engine keeps is as the manifest's options say."""
     pretrained = {
         "vocab_size": 320,
         "max_position_embeddings": 512,
@@ -48,7 +49,13 @@ def engine_directory(tmp_path: Path, manifest: Manifest = MANIFEST) -> Path:
         "num_key_value_heads": 2,
         "hidden_size": 128,
     }
-    config = {"version": "1.2.1", "pretrained_config": pretrained, "build_config": {"max_seq_len": 128}}
+    logprobs = manifest.options.logprobs
+    build_config = {
+        "max_seq_len": 128,
+        "gather_generation_logits": logprobs != "none",
+        "gather_context_logits": logprobs == "all",
+    }
+    config = {"version": "1.2.1", "pretrained_config": pretrained, "build_config": build_config}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 3]}')
     write_manifest(tmp_path, manifest)

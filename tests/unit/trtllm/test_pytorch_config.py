@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from engines.errors import MalformedCheckpoint
-from engines.trtllm.build_plan import BuildRequest, make_build_plan
+from engines.trtllm.build_plan import make_build_plan
+from engines.trtllm.build_request import BuildRequest
 from engines.trtllm.machine import Machine
 from engines.trtllm.pytorch_config import LLM_OPTIONS_FILE, read_llm_options, write_llm_options
 from tests.support.fake_tensorrt_llm.arguments import config_classes

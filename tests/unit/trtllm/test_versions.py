@@ -230,4 +230,6 @@ def test_priority_came_after_the_tensorrt_backend_went() -> None:
     assert features_of("1.3.0rc20").tensorrt_engines
     assert features_of("1.3.0rc21").priority
     assert not features_of("1.3.0rc21").tensorrt_engines
-    assert not features_of_tensorrt_engine(features_of("1.2.1")).logprobs
+    engine = features_of_tensorrt_engine(features_of("1.2.1"), "none", prefix_caching=True)
+    assert not engine.logprobs
+    assert engine.penalties
