@@ -13,6 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Coroutine, Iterator
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from engines.echo_faults import EchoFaults
 from engines.errors import EngineDead, EngineUnavailable, InvalidRequest, MalformedCheckpoint, StartFailed
 from engines.request import FinishReason, GenerationRequest, TokenLogprob, TokenOutput
 from engines.request_checks import check_request
+from engines.sequence_clock import SequenceClock
 
 _DEFAULT_MAX_MODEL_LEN = 4096
 
@@ -115,18 +117,23 @@ class EchoEngine(Engine):
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
         """See `Engine.generate`."""
         stream = self._enter(request)
+        clock = SequenceClock(time.perf_counter())
         try:
             await stream.proceed.wait()
+            clock.start(time.perf_counter())
             if not stream.is_ended:
                 stream.is_asked = True
                 await self._prefill(request, stream)
-            for output in _outputs(request, self.info):
+            for made in _outputs(request, self.info):
                 stream.is_asked = True
                 # Without this pause a consumer that never waits would keep all others from running.
                 await asyncio.sleep(self._seconds_per_token)
                 await self._misbehave(stream, "tokens", self._num_generated_tokens)
                 if stream.is_ended:
                     break
+                output = made
+                if clock.first_token_at is None or made.finish_reason is not None:
+                    output = _timed(made, clock)
                 self._num_generated_tokens += len(output.token_ids)
                 if output.finish_reason is not None:
                     self._leave(stream)
@@ -140,6 +147,7 @@ class EchoEngine(Engine):
                 token_ids=(),
                 logprobs=None if request.sampling.num_logprobs is None else (),
                 finish_reason=FinishReason.ABORT,
+                timing=clock.timing(time.perf_counter()),
             )
         finally:
             self._leave(stream)
@@ -277,6 +285,13 @@ class _ModelFacts(NamedTuple):
     vocab_size: int
     eos_token_ids: frozenset[int]
     max_model_len: int
+
+
+def _timed(output: TokenOutput, clock: SequenceClock) -> TokenOutput:
+    now = time.perf_counter()
+    if output.token_ids:
+        clock.first_token(now)
+    return replace(output, timing=clock.timing(now))
 
 
 def _outputs(request: GenerationRequest, info: EngineInfo) -> Iterator[TokenOutput]:

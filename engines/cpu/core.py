@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,9 +11,11 @@ from engines.base import EngineInfo, EngineStats
 from engines.cpu.logprobs import log_softmax, token_logprob
 from engines.cpu.model_runner import ModelRunner, SequenceLogits
 from engines.cpu.sampler import SequenceSampler
+from engines.cpu.step_times import StepTimes, step_kind
 from engines.errors import EngineError, GenerationFailed
-from engines.request import FinishReason, GenerationRequest, TokenLogprob, TokenOutput
+from engines.request import FinishReason, GenerationRequest, SequenceTiming, TokenLogprob, TokenOutput
 from engines.scheduler import Scheduler, Sequence
+from engines.sequence_clock import SequenceClock
 
 StepOutput = tuple[str, TokenOutput | EngineError]
 
@@ -24,6 +27,7 @@ class _Generation:
     sequence: Sequence
     sampler: SequenceSampler
     stop_ids: frozenset[int]
+    clock: SequenceClock
     prompt_logprobs: list[TokenLogprob | None] | None = field(default=None)
 
 
@@ -40,14 +44,19 @@ class EngineCore:
         self._generations: dict[str, _Generation] = {}
         self._num_generated_tokens = 0
         self._num_steps = 0
+        self._step_times = StepTimes()
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._generations)
 
-    def add(self, request: GenerationRequest) -> None:
-        """Queue a checked request. Raises PromptTooLong when it could never fit the KV cache."""
+    def add(self, request: GenerationRequest, submitted_at: float | None = None) -> None:
+        """Queue a checked request. Raises PromptTooLong when it could never fit the KV cache.
+
+        `submitted_at` is the `time.perf_counter()` from which its time in the queue counts; None is now.
+        """
+        clock = SequenceClock(time.perf_counter() if submitted_at is None else submitted_at)
         sequence = self._scheduler.add(request)
         sampling = request.sampling
         eos_ids = frozenset() if sampling.ignore_eos else self.info.eos_token_ids
@@ -56,28 +65,38 @@ class EngineCore:
         prompt_logprobs: list[TokenLogprob | None] | None = None
         if sampling.num_prompt_logprobs is not None:
             prompt_logprobs = [None]
-        self._generations[request.request_id] = _Generation(sequence, sampler, stop_ids, prompt_logprobs)
+        self._generations[request.request_id] = _Generation(
+            sequence, sampler, stop_ids, clock, prompt_logprobs
+        )
 
-    def abort(self, request_id: str) -> bool:
-        """Drop a request and free what it holds; False when there is none of that id."""
+    def abort(self, request_id: str) -> TokenOutput | None:
+        """Drop a request and free what it holds; its last output, None when there is none of that id."""
         self._scheduler.abort(request_id)
-        return self._generations.pop(request_id, None) is not None
+        generation = self._generations.pop(request_id, None)
+        if generation is None:
+            return None
+        return TokenOutput((), finish_reason=FinishReason.ABORT, timing=_timing(generation))
 
     def step(self) -> list[StepOutput]:
         """Run one batch and return what it gave each sequence that got a token or ended."""
+        began = time.perf_counter()
         batch = self._scheduler.schedule()
         outputs: list[StepOutput] = []
         if batch.scheduled:
+            for chunk in batch:
+                self._generations[chunk.sequence.request_id].clock.start(began)
+            kind = step_kind(batch)
             results = self._runner.run(batch)
             sampled = [self._sample(result) for result in results]
             tokens = {
-                result.scheduled.sequence.request_id: token_id
+                result.scheduled.sequence.request_id: (token_id,)
                 for result, token_id in zip(results, sampled, strict=True)
                 if isinstance(token_id, int)
             }
             self._scheduler.complete(batch, tokens)
             for result, token_id in zip(results, sampled, strict=True):
                 outputs.extend(self._emit(result, token_id))
+            self._step_times.record(kind, time.perf_counter() - began)
         self._num_steps += 1
         if self._check_integrity:
             self._scheduler.check_integrity()
@@ -96,6 +115,7 @@ class EngineCore:
             num_cached_prompt_tokens_total=stats.num_cached_prompt_tokens_total,
             num_generated_tokens_total=self._num_generated_tokens,
             num_steps_total=self._num_steps,
+            step_seconds=self._step_times.snapshot(),
         )
 
     def _sample(self, result: SequenceLogits) -> int | EngineError | None:
@@ -144,8 +164,14 @@ class EngineCore:
             assert result.last is not None
             logprobs = (token_logprob(log_softmax(result.last), token_id, sampling.num_logprobs),)
         reason = self._finish_reason(generation, token_id)
+        is_first = generation.clock.first_token(time.perf_counter())
         output = TokenOutput(
-            (token_id,), logprobs, self._take_prompt_logprobs(generation), reason, sequence.num_cached_tokens
+            (token_id,),
+            logprobs,
+            self._take_prompt_logprobs(generation),
+            reason,
+            sequence.num_cached_tokens,
+            _timing(generation) if is_first or reason is not None else None,
         )
         if reason is not None:
             self._scheduler.finish(sequence)
@@ -168,13 +194,19 @@ class EngineCore:
         generation = self._generations.pop(sequence.request_id)
         self._scheduler.finish(sequence)
         prompt_logprobs = self._take_prompt_logprobs(generation)
-        return sequence.request_id, TokenOutput((), None, prompt_logprobs, reason, sequence.num_cached_tokens)
+        return sequence.request_id, TokenOutput(
+            (), None, prompt_logprobs, reason, sequence.num_cached_tokens, _timing(generation)
+        )
 
     @staticmethod
     def _take_prompt_logprobs(generation: _Generation) -> tuple[TokenLogprob | None, ...] | None:
         """The prompt's entries, with the first output only."""
         entries, generation.prompt_logprobs = generation.prompt_logprobs, None
         return None if entries is None else tuple(entries)
+
+
+def _timing(generation: _Generation) -> SequenceTiming:
+    return generation.clock.timing(time.perf_counter(), generation.sequence.num_preemptions)
 
 
 def _non_finite_logits() -> GenerationFailed:

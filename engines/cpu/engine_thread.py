@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -12,9 +13,17 @@ from dataclasses import dataclass, field, replace
 from engines.base import EngineStats
 from engines.cpu.core import EngineCore, StepOutput
 from engines.errors import EngineError
-from engines.request import FinishReason, GenerationRequest, TokenOutput
+from engines.request import GenerationRequest
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Submission:
+    """`submitted_at` is by `time.perf_counter()`: time spent among the commands is time in the queue."""
+
+    request: GenerationRequest
+    submitted_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ class EngineThread:
         self._core = core
         self._deliver = deliver
         self._died = died
-        self._commands: deque[GenerationRequest | _Abort] = deque()
+        self._commands: deque[_Submission | _Abort] = deque()
         self._num_submitted = 0
         self._wakeup = threading.Condition()
         self._stopping = False
@@ -55,7 +64,7 @@ class EngineThread:
         """Hand a request over; its outputs go to `deliver`."""
         with self._wakeup:
             self._num_submitted += 1
-            self._commands.append(request)
+            self._commands.append(_Submission(request, time.perf_counter()))
             self._wakeup.notify()
 
     def abort(self, request_id: str) -> Future[None]:
@@ -115,16 +124,16 @@ class EngineThread:
                     return outputs
                 command = self._commands.popleft()
             if isinstance(command, _Abort):
-                if self._core.abort(command.request_id):
-                    aborted = TokenOutput((), finish_reason=FinishReason.ABORT)
+                aborted = self._core.abort(command.request_id)
+                if aborted is not None:
                     outputs.append((command.request_id, aborted))
                 self._publish_stats()
                 command.done.set_result(None)
                 continue
             try:
-                self._core.add(command)
+                self._core.add(command.request, command.submitted_at)
             except EngineError as error:
-                outputs.append((command.request_id, error))
+                outputs.append((command.request.request_id, error))
             self._publish_stats(num_taken=1)
 
     def _publish_stats(self, num_taken: int = 0) -> None:
