@@ -62,7 +62,7 @@ class ModelRunner:
         positions, slots = [], []
         for index, scheduled in enumerate(batch.scheduled):
             start, end = scheduled.start, scheduled.start + scheduled.num_tokens
-            token_ids.extend(scheduled.sequence.token_ids[start:end])
+            token_ids.extend(scheduled.token_ids)
             block_tables[index, : len(tables[index])] = tables[index]
             rows = np.arange(start, end, dtype=np.int64)
             positions.append(rows)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, replace
 
 from engines.scheduler.sequence import Sequence
 
@@ -13,24 +14,32 @@ class ScheduledSequence:
     """Compute positions `start` .. `start + num_tokens - 1` of `sequence` in this step.
 
     Blocks for all of them are in the sequence's block table. `needs_logits` is true when the chunk ends with
-    the newest known token: its last row gives the distribution of the next one. Without speculation a decode
-    is one token; draft tokens will simply make it longer.
+    the newest known token: the row of that token gives the distribution of the next one.
+
+    `draft_token_ids` are guesses at the tokens after the newest one, the last of the `num_tokens`; the rows
+    from the newest known token on judge them.
     """
 
     sequence: Sequence
     start: int
     num_tokens: int
     needs_logits: bool
+    draft_token_ids: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
-        """The position after the last one computed."""
+        """The position after the last one computed, drafts included."""
         return self.start + self.num_tokens
+
+    @property
+    def known_end(self) -> int:
+        """The position after the last known token computed."""
+        return self.end - len(self.draft_token_ids)
 
     @property
     def token_ids(self) -> list[int]:
         """The tokens to feed to the model, `num_tokens` of them."""
-        return self.sequence.token_ids[self.start : self.end]
+        return [*self.sequence.token_ids[self.start : self.known_end], *self.draft_token_ids]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,19 @@ class StepPlan:
             needs_logits=num_tokens == sequence.num_uncomputed_tokens,
         )
 
+    def add_drafts(self, sequence: Sequence, token_ids: SequenceOf[int]) -> None:
+        """Let the step also judge guesses at the tokens after the newest one, which it computes already."""
+        assert len(token_ids) <= self.budget_left
+        self.budget_left -= len(token_ids)
+        chunk = self._chunks[sequence]
+        self._chunks[sequence] = replace(
+            chunk, num_tokens=chunk.num_tokens + len(token_ids), draft_token_ids=tuple(token_ids)
+        )
+
+    def decodes(self) -> list[Sequence]:
+        """The sequences of which the step computes the one newest token."""
+        return [sequence for sequence, chunk in self._chunks.items() if _is_decode(chunk)]
+
     def withdraw(self, sequence: Sequence) -> None:
         """Take `sequence` out again, if it is in, and give its tokens back to the budget."""
         chunk = self._chunks.pop(sequence, None)
@@ -75,3 +97,7 @@ class StepPlan:
         """The finished plan."""
         scheduled = tuple(self._chunks.values())
         return Batch(scheduled=scheduled, num_tokens=sum(chunk.num_tokens for chunk in scheduled))
+
+
+def _is_decode(chunk: ScheduledSequence) -> bool:
+    return chunk.needs_logits and chunk.num_tokens == 1 and chunk.sequence.num_generated_tokens > 0

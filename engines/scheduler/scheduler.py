@@ -18,16 +18,20 @@ The rules, in order of weight:
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
 
 from engines.errors import InvalidRequest, PromptTooLong
 from engines.request import GenerationRequest
-from engines.scheduler.batch import Batch, StepPlan
+from engines.scheduler.batch import Batch, ScheduledSequence, StepPlan
 from engines.scheduler.block_pool import BlockPool
 from engines.scheduler.config import SchedulerConfig, SchedulerStats
 from engines.scheduler.integrity import check_blocks, check_sequences
 from engines.scheduler.prefix_cache import extend_block_keys
 from engines.scheduler.sequence import Sequence, SequenceStatus
+
+Drafter = Callable[[Sequence, int], SequenceOf[int]]
+"""Guesses at most that many tokens to follow a sequence's newest one; called for decoding sequences only."""
 
 
 class Scheduler:
@@ -115,10 +119,11 @@ class Scheduler:
 
     # -- one step -----------------------------------------------------------------------------------------
 
-    def schedule(self) -> Batch:
+    def schedule(self, drafter: Drafter | None = None) -> Batch:
         """Decide the next step. The batch is empty only when there is no unfinished sequence.
 
-        The previous batch must have been given to `complete`.
+        What decodes and prefills leave of the budget may go to drafts. The previous batch must have been
+        given to `complete`.
         """
         assert self._in_flight is None, "schedule() called before the previous batch was completed"
         plan = StepPlan(self.config.max_num_batched_tokens)
@@ -132,30 +137,64 @@ class Scheduler:
             )
             self._schedule_chunk(sequence, plan)
         self._schedule_prefills(plan)
+        if drafter is not None:
+            for sequence in plan.decodes():
+                self._schedule_drafts(sequence, plan, drafter)
         batch = plan.batch()
         self._in_flight = batch if batch.scheduled else None
         return batch
 
-    def complete(self, batch: Batch, sampled: Mapping[str, int]) -> None:
+    def complete(self, batch: Batch, sampled: Mapping[str, SequenceOf[int]]) -> None:
         """Record that `batch` has been computed and append the tokens sampled from it, by request id.
 
-        Only sequences with `needs_logits` may get a token; one of them that gets none must be finished before
-        the next step. Sequences finished since `schedule` are skipped.
+        Only sequences with `needs_logits` may get tokens: one, and one more for each of their drafts that
+        came true; one that gets none must be finished before the next step. Sequences finished since
+        `schedule` are skipped.
         """
         assert batch is self._in_flight or not batch.scheduled, "this batch is not the one in flight"
         self._in_flight = None
         for chunk in batch:
-            sequence = chunk.sequence
-            if sequence.is_finished:
-                continue
-            sequence.num_computed_tokens = chunk.end
-            self._register_full_blocks(sequence)
-            token_id = sampled.get(sequence.request_id)
-            if token_id is None:
-                continue
-            assert chunk.needs_logits, f"sequence {sequence.request_id!r} was given a token in mid-prompt"
-            assert not self.is_full(sequence), f"sequence {sequence.request_id!r} grows beyond the context"
-            sequence.token_ids.append(token_id)
+            if not chunk.sequence.is_finished:
+                self._complete_chunk(chunk, sampled.get(chunk.sequence.request_id, ()))
+
+    def _complete_chunk(self, chunk: ScheduledSequence, token_ids: SequenceOf[int]) -> None:
+        sequence = chunk.sequence
+        sequence.num_computed_tokens = chunk.known_end
+        if token_ids:
+            name = f"sequence {sequence.request_id!r}"
+            assert chunk.needs_logits, f"{name} was given a token in mid-prompt"
+            confirmed = tuple(token_ids[:-1])
+            assert confirmed == chunk.draft_token_ids[: len(confirmed)], (
+                f"{name} was given {list(token_ids)} where {list(chunk.draft_token_ids)} had been guessed"
+            )
+            assert sequence.num_tokens + len(token_ids) <= self.config.max_sequence_len, (
+                f"{name} grows beyond the context"
+            )
+            sequence.num_computed_tokens += len(confirmed)
+            sequence.token_ids.extend(token_ids)
+        if chunk.draft_token_ids:
+            num_kept = self.pool.num_blocks_for(sequence.num_tokens)
+            self.pool.release(sequence.block_table[num_kept:])
+            del sequence.block_table[num_kept:]
+        self._register_full_blocks(sequence)
+
+    def _schedule_drafts(self, sequence: Sequence, plan: StepPlan, drafter: Drafter) -> None:
+        """Let the step judge guesses, as far as budget, context, request and free blocks allow."""
+        num_missing = sequence.request.sampling.max_tokens - sequence.num_generated_tokens
+        num_slots = (len(sequence.block_table) + self.pool.num_free) * self.pool.block_size
+        limit = min(
+            plan.budget_left,
+            num_missing - 1,
+            self.config.max_sequence_len - sequence.num_tokens - 1,
+            num_slots - sequence.num_tokens,
+        )
+        drafts = drafter(sequence, limit)[:limit] if limit > 0 else ()
+        if not drafts:
+            return
+        end = sequence.num_tokens + len(drafts)
+        while len(sequence.block_table) < self.pool.num_blocks_for(end):
+            sequence.block_table.append(self.pool.allocate())
+        plan.add_drafts(sequence, drafts)
 
     def _schedule_prefills(self, plan: StepPlan) -> None:
         """Give what is left of the budget to running prefills and to admissions, in rank order."""

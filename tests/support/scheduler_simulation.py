@@ -9,7 +9,7 @@ from __future__ import annotations
 from hashlib import blake2b
 
 from engines.request import GenerationRequest
-from engines.scheduler import Batch, Scheduler, Sequence
+from engines.scheduler import Batch, Drafter, ScheduledSequence, Scheduler, Sequence
 
 VOCAB_SIZE = 1000
 
@@ -36,17 +36,21 @@ class FakeModel:
         self._slots: list[list[tuple[int, int] | None]] = [[None] * block_size for _ in range(num_blocks)]
         self._block_size = block_size
 
-    def step(self, batch: Batch) -> dict[str, int]:
-        """Write all chunks, then sample where logits are needed."""
+    def step(self, batch: Batch) -> dict[str, tuple[int, ...]]:
+        """Write all chunks, then sample where logits are needed, and after each draft that was right."""
         for chunk in batch:
-            for position in range(chunk.start, chunk.end):
+            for position, token_id in zip(range(chunk.start, chunk.end), chunk.token_ids, strict=True):
                 block = self._slots[chunk.sequence.block_table[position // self._block_size]]
-                block[position % self._block_size] = (chunk.sequence.token_ids[position], position)
-        return {
-            chunk.sequence.request_id: next_token(self._read(chunk.sequence, chunk.end))
-            for chunk in batch
-            if chunk.needs_logits
-        }
+                block[position % self._block_size] = (token_id, position)
+        return {chunk.sequence.request_id: self._sample(chunk) for chunk in batch if chunk.needs_logits}
+
+    def _sample(self, chunk: ScheduledSequence) -> tuple[int, ...]:
+        token_ids = [next_token(self._read(chunk.sequence, chunk.known_end))]
+        for number, draft in enumerate(chunk.draft_token_ids, 1):
+            if draft != token_ids[-1]:
+                break
+            token_ids.append(next_token(self._read(chunk.sequence, chunk.known_end + number)))
+        return tuple(token_ids)
 
     def _read(self, sequence: Sequence, num_tokens: int) -> list[int]:
         prefix = []
@@ -60,10 +64,11 @@ class FakeModel:
         return prefix
 
 
-def run_step(scheduler: Scheduler, model: FakeModel) -> Batch:
+def run_step(scheduler: Scheduler, model: FakeModel, drafter: Drafter | None = None) -> Batch:
     """One whole step: schedule, compute, complete, finish what has ended; integrity checked throughout."""
-    batch = scheduler.schedule()
-    scheduler.check_integrity()
+    batch = scheduler.schedule(drafter)
+    if not any(chunk.draft_token_ids for chunk in batch):
+        scheduler.check_integrity()
     scheduler.complete(batch, model.step(batch))
     scheduler.check_integrity()
     for chunk in batch:

@@ -16,7 +16,7 @@ def shape(batch: Batch) -> list[tuple[str, int, int, bool]]:
 def step(scheduler: Scheduler) -> list[tuple[str, int, int, bool]]:
     """One step with token 7 for everybody; nobody is finished."""
     batch = scheduler.schedule()
-    scheduler.complete(batch, {chunk.sequence.request_id: 7 for chunk in batch if chunk.needs_logits})
+    scheduler.complete(batch, {chunk.sequence.request_id: (7,) for chunk in batch if chunk.needs_logits})
     scheduler.check_integrity()
     return shape(batch)
 
@@ -273,7 +273,7 @@ def test_the_context_end_may_not_be_overrun(make_scheduler, make_request) -> Non
     step(scheduler)
     batch = scheduler.schedule()
     with pytest.raises(AssertionError, match="grows beyond the context"):
-        scheduler.complete(batch, {"r0": 7})
+        scheduler.complete(batch, {"r0": (7,)})
 
 
 def test_a_sequence_left_without_a_token_is_named(make_scheduler, make_request) -> None:
@@ -289,7 +289,7 @@ def test_a_token_in_mid_prompt_is_refused(make_scheduler, make_request) -> None:
     scheduler.add(make_request(9))
     batch = scheduler.schedule()
     with pytest.raises(AssertionError, match="mid-prompt"):
-        scheduler.complete(batch, {"r0": 7})
+        scheduler.complete(batch, {"r0": (7,)})
 
 
 def test_batches_are_completed_one_by_one(make_scheduler, make_request) -> None:
@@ -298,9 +298,9 @@ def test_batches_are_completed_one_by_one(make_scheduler, make_request) -> None:
     batch = scheduler.schedule()
     with pytest.raises(AssertionError, match="before the previous batch was completed"):
         scheduler.schedule()
-    scheduler.complete(batch, {"r0": 1})
+    scheduler.complete(batch, {"r0": (1,)})
     with pytest.raises(AssertionError, match="not the one in flight"):
-        scheduler.complete(batch, {"r0": 1})
+        scheduler.complete(batch, {"r0": (1,)})
 
 
 def test_scheduled_tokens_are_those_of_the_chunk(make_scheduler, make_request) -> None:

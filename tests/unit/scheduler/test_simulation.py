@@ -8,7 +8,7 @@ import pytest
 
 from engines.errors import PromptTooLong
 from engines.request import GenerationRequest, SamplingParams
-from engines.scheduler import Scheduler, SchedulerConfig, Sequence
+from engines.scheduler import Drafter, Scheduler, SchedulerConfig, Sequence
 from tests.support.scheduler_simulation import FakeModel, next_token, run_step, tokens_alone
 
 
@@ -105,6 +105,56 @@ def test_every_sequence_gets_its_own_tokens_and_nothing_leaks(seed: int) -> None
     assert len(scheduler.schedule()) == 0
     stats = scheduler.stats
     assert (stats.num_running, stats.num_waiting, stats.num_blocks_used) == (0, 0, 0)
+
+
+def random_drafter(rng: random.Random) -> Drafter:
+    """Guesses of which a part is true; sometimes more than asked for, sometimes none."""
+
+    def draft(sequence: Sequence, limit: int) -> list[int]:
+        assert limit >= 1
+        assert sequence.num_generated_tokens >= 1
+        tokens = list(sequence.token_ids)
+        for _ in range(rng.choice([0, 1, 3, limit, limit + 2])):
+            tokens.append(next_token(tokens) if rng.random() < 0.8 else 4711)
+        return tokens[sequence.num_tokens :]
+
+    return draft
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_drafts_change_no_token_and_leak_no_block(seed: int) -> None:
+    rng = random.Random(seed)
+    scheduler = Scheduler(random_config(rng))
+    model = FakeModel(scheduler.config.num_blocks, scheduler.config.block_size)
+    traffic = Traffic(rng, scheduler)
+    drafter = random_drafter(rng)
+    for step in range(4000):
+        if step < 60 and rng.random() < 0.6:
+            traffic.add()
+        if not scheduler.has_unfinished:
+            if step >= 60:
+                break
+            continue
+        batch = run_step(scheduler, model, drafter)
+        assert batch.num_tokens <= scheduler.config.max_num_batched_tokens
+    traffic.check_results()
+    assert not scheduler.has_unfinished
+    assert scheduler.stats.num_blocks_used == 0
+
+
+def test_true_drafts_save_steps_and_a_wrong_one_ends_the_run() -> None:
+    config = SchedulerConfig(8, 4, 1, 16, prefix_caching=True, max_model_len=32)
+    request = GenerationRequest("r", (1, 2, 3), SamplingParams(max_tokens=9))
+    expected = tokens_alone(request, 32)
+    scheduler, model = Scheduler(config), FakeModel(8, 4)
+    sequence = scheduler.add(request)
+    run_step(scheduler, model)
+    run_step(scheduler, model, lambda _, limit: [*expected[1:4], 4711, expected[5]][:limit])
+    assert sequence.generated_token_ids == expected[:5]
+    assert sequence.num_computed_tokens == 3 + 4
+    run_step(scheduler, model, lambda _, limit: expected[5:][:limit])
+    assert sequence.is_finished
+    assert sequence.generated_token_ids == expected
 
 
 @pytest.mark.parametrize("seed", range(20))
