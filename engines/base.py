@@ -20,8 +20,10 @@ class EngineOptions:
     `activations`: "checkpoint" quantises activations as the checkpoint declares (W4A4); "bf16" does not.
     `numerics`: "fast" may use bfloat16 outside the FP4 operands; "reference" keeps float32 everywhere.
     `kv_cache_memory_bytes` None lets the engine choose. `num_threads` 0 means all physical cores.
-    `tensor_parallel_size` is the number of GPUs a model is split over. An engine that has made no progress
-    on running requests for `stall_timeout_seconds` (and the time their prompts may take) is given up.
+    `tensor_parallel_size` is the number of GPUs each layer is split over, `pipeline_parallel_size` the number
+    of groups of layers, and `gpus_per_node` the GPUs of each machine of several (None: those of this one).
+    An engine that has made no progress on running requests for `stall_timeout_seconds` (and the time their
+    prompts may take) is given up.
     `echo_faults` is for drills with the echo engine, see `engines.echo_faults`.
     """
 
@@ -37,6 +39,8 @@ class EngineOptions:
     num_threads: int = 0
     check_integrity: bool = False
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    gpus_per_node: int | None = None
     stall_timeout_seconds: float = 120.0
     echo_faults: str = ""
 

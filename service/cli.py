@@ -107,15 +107,39 @@ def serve(
     ] = None,
     num_threads: Annotated[int | None, typer.Option(help="0 means all physical cores. [0]")] = None,
     tensor_parallel_size: Annotated[
-        int | None, typer.Option(help="GPUs to split the model over (trtllm). [1]")
+        int | None, typer.Option(help="GPUs to split each layer over (trtllm). [1]")
+    ] = None,
+    pipeline_parallel_size: Annotated[
+        int | None, typer.Option(help="Groups of layers, one after the other (trtllm). [1]")
+    ] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(help="GPUs of each machine of several (trtllm). [those of this one]")
     ] = None,
     stall_timeout: Annotated[
         float | None, typer.Option(help="Seconds without progress until trtllm is given up. [120]")
     ] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="One API key a line. [no keys: open]")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="API keys: one a line, TOML, or a folder of such. [no keys: open]")
+    ] = None,
+    insecure_no_auth: Annotated[
+        bool | None, typer.Option("--insecure-no-auth", help="Serve other machines without keys. [off]")
+    ] = None,
     max_queued_requests: Annotated[
         int | None, typer.Option(help="Sequences that may wait beyond --max-num-seqs. [512]")
     ] = None,
+    max_queued_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of work that may wait. [unlimited]")
+    ] = None,
+    queue_timeout: Annotated[
+        float | None, typer.Option(help="Seconds a request may wait for its turn. [unlimited]")
+    ] = None,
+    first_token_timeout: Annotated[
+        float | None, typer.Option(help="Seconds until a request's first token. [unlimited]")
+    ] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option(help="Seconds a request may take in all. [unlimited]")
+    ] = None,
+    max_messages: Annotated[int | None, typer.Option(help="Messages in a conversation. [2048]")] = None,
     max_body_size: Annotated[str | None, typer.Option(help="Largest request body. [32MiB]")] = None,
     drain_timeout: Annotated[float | None, typer.Option(help="Seconds to finish after SIGTERM. [30]")] = None,
     vllm_metric_names: Annotated[
@@ -149,9 +173,17 @@ def serve(
         "prefix_caching": prefix_caching,
         "num_threads": num_threads,
         "tensor_parallel_size": tensor_parallel_size,
+        "pipeline_parallel_size": pipeline_parallel_size,
+        "gpus_per_node": gpus_per_node,
         "stall_timeout_seconds": stall_timeout,
         "api_key_file": api_key_file,
+        "insecure_no_auth": insecure_no_auth,
         "max_queued_requests": max_queued_requests,
+        "max_queued_tokens": max_queued_tokens,
+        "queue_timeout_seconds": queue_timeout,
+        "first_token_timeout_seconds": first_token_timeout,
+        "request_timeout_seconds": request_timeout,
+        "max_messages": max_messages,
         "max_body_bytes": max_body_size,
         "drain_timeout_seconds": drain_timeout,
         "vllm_metric_names": vllm_metric_names,

@@ -33,15 +33,35 @@ class ServiceSettings(BaseSettings):
     num_threads: int = Field(default=0, ge=0)
     check_integrity: bool = False
     tensor_parallel_size: int = Field(default=1, ge=1)
+    pipeline_parallel_size: int = Field(default=1, ge=1)
+    gpus_per_node: int | None = Field(default=None, ge=1)
     stall_timeout_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
+    echo_faults: str = ""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     served_model_names: Annotated[tuple[str, ...], NoDecode] = ()
     api_key_file: Path | None = None
+    insecure_no_auth: bool = False
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_client_ca_file: Path | None = None
+
+    health_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] | None = None
+    health_host: str | None = None
+    metrics_without_key: bool = False
+    readiness_stall_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    liveness_timeout_seconds: float = Field(default=30.0, gt=0, allow_inf_nan=False)
 
     max_queued_requests: int = Field(default=512, ge=0)
+    max_queued_tokens: int | None = Field(default=None, ge=1)
+    queue_timeout_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    first_token_timeout_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    request_timeout_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_messages: int = Field(default=2048, ge=1, le=10_000)
     max_body_bytes: ByteSize = ByteSize(32 * 1024 * 1024)
+    drain_delay_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     drain_timeout_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)
     heartbeat_seconds: float = Field(default=15.0, gt=0, allow_inf_nan=False)
     num_text_threads: int = Field(default=2, ge=1)
@@ -54,7 +74,7 @@ class ServiceSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
-    @field_validator("served_model_names", mode="before")
+    @field_validator("served_model_names", "cors_origins", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return (
@@ -85,5 +105,8 @@ class ServiceSettings(BaseSettings):
             num_threads=self.num_threads,
             check_integrity=self.check_integrity,
             tensor_parallel_size=self.tensor_parallel_size,
+            pipeline_parallel_size=self.pipeline_parallel_size,
+            gpus_per_node=self.gpus_per_node,
             stall_timeout_seconds=self.stall_timeout_seconds,
+            echo_faults=self.echo_faults,
         )

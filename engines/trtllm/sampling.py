@@ -187,7 +187,7 @@ def _check_prompt_logits(request: GenerationRequest, facts: ModelFacts, features
     if len(request.prompt_token_ids) > limit:
         raise PromptTooLong(
             f"the prompt has {len(request.prompt_token_ids):,} tokens; log-probabilities of a TensorRT "
-            f"engine are made of {facts.vocab_size:,} logits for each; at most {limit:,} tokens can be scored",
+            f"engine are made of {facts.vocab_size:,} logits for each; it can score at most {limit:,}",
             param="prompt",
         )
 
