@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines.errors import EngineDead
+from service.admission.expiry import Expired
+from service.admission.ticket import Ticket
 from service.disconnect import stop_tasks
 from service.errors import RequestAborted
-from service.generation import TextOutput, TextRequest, generate_text
+from service.generation import CUT_SHORT, NOTHING_IN_TIME, TextOutput, TextRequest, generate_text
 from service.state import LoadedModel, ServiceState
 
 
@@ -44,23 +46,30 @@ class UsageTally:
 
 
 async def generate_choices(
-    state: ServiceState, model: LoadedModel, requests: Sequence[TextRequest], *, arrived: float
+    state: ServiceState,
+    model: LoadedModel,
+    requests: Sequence[TextRequest],
+    ticket: Ticket,
+    *,
+    arrived: float,
 ) -> AsyncGenerator[tuple[int, TextOutput], None]:
     """Run the requests together and yield (index, output) in the order outputs come.
 
-    `arrived` is the request's `time.perf_counter()`. Closing the generator, or an error in one of the
-    sequences, aborts them all. Raises what `generate_text` raises, and RequestAborted.
+    Each waits for its turn first. `arrived` is the request's `time.perf_counter()`. Closing the generator, or
+    an error in one of the sequences, aborts them all. When a time limit of the ticket passes, what has been
+    generated is the answer (`CUT_SHORT`), or its error is raised if that is nothing. Raises also what
+    `generate_text` raises, and RequestAborted.
     """
     state.metrics.preparation_seconds.observe(time.perf_counter() - arrived)
     for request in requests:
         state.metrics.prompt_tokens.observe(len(request.prompt_token_ids))
     try:
         if len(requests) == 1:
-            async with aclosing(_measured(state, model, requests[0], arrived)) as outputs:
+            async with aclosing(_measured(state, model, requests, 0, ticket, arrived)) as outputs:
                 async for output in outputs:
                     yield 0, output
         else:
-            async with aclosing(_merged(state, model, requests, arrived)) as merged:
+            async with aclosing(_merged(state, model, requests, ticket, arrived)) as merged:
                 async for item in merged:
                     yield item
     except EngineDead as error:
@@ -69,14 +78,20 @@ async def generate_choices(
 
 
 async def _measured(
-    state: ServiceState, model: LoadedModel, request: TextRequest, arrived: float
+    state: ServiceState,
+    model: LoadedModel,
+    requests: Sequence[TextRequest],
+    index: int,
+    ticket: Ticket,
+    arrived: float,
 ) -> AsyncGenerator[TextOutput, None]:
     metrics = state.metrics
     previous: float | None = None
     num_tokens = 0
-    async with aclosing(generate_text(model.engine, model.tokenizer, request)) as outputs:
+    async with aclosing(_in_turn(model, requests[index], index, ticket)) as outputs:
         async for output in outputs:
             if output.num_new_tokens:
+                ticket.count_generated(index, output.num_new_tokens)
                 now = time.perf_counter()
                 if previous is None:
                     metrics.time_to_first_token_seconds.observe(now - arrived)
@@ -89,27 +104,49 @@ async def _measured(
             if output.finish_reason is not None:
                 metrics.request_seconds.observe(time.perf_counter() - arrived)
                 metrics.generated_tokens.observe(num_tokens)
-                metrics.finished.labels(output.finish_reason).inc()
+                metrics.finished.labels(_ending(output)).inc()
                 if output.finish_reason == "abort":
                     raise RequestAborted("The request was aborted by the server's operator.")
             yield output
 
 
+async def _in_turn(
+    model: LoadedModel, request: TextRequest, index: int, ticket: Ticket
+) -> AsyncGenerator[TextOutput, None]:
+    try:
+        async with ticket.turn(index):
+            outputs = generate_text(model.engine, model.tokenizer, request, ticket=ticket)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield output
+    except Expired:  # while waiting for the turn
+        yield NOTHING_IN_TIME
+
+
+def _ending(output: TextOutput) -> str:
+    is_cut = output.finish_reason == "length" and output.stop_reason == CUT_SHORT
+    return CUT_SHORT if is_cut else str(output.finish_reason)
+
+
 async def _merged(
-    state: ServiceState, model: LoadedModel, requests: Sequence[TextRequest], arrived: float
+    state: ServiceState,
+    model: LoadedModel,
+    requests: Sequence[TextRequest],
+    ticket: Ticket,
+    arrived: float,
 ) -> AsyncGenerator[tuple[int, TextOutput], None]:
     # Bounded, so that a slow client slows the engine's side of the queue down and not only the socket's.
     queue: asyncio.Queue[tuple[int, TextOutput] | BaseException] = asyncio.Queue(maxsize=2 * len(requests))
 
-    async def pump(index: int, request: TextRequest) -> None:
+    async def pump(index: int) -> None:
         try:
-            async with aclosing(_measured(state, model, request, arrived)) as outputs:
+            async with aclosing(_measured(state, model, requests, index, ticket, arrived)) as outputs:
                 async for output in outputs:
                     await queue.put((index, output))
         except Exception as error:
             await queue.put(error)
 
-    pumps = [asyncio.create_task(pump(index, request)) for index, request in enumerate(requests)]
+    pumps = [asyncio.create_task(pump(index)) for index in range(len(requests))]
     num_unfinished = len(pumps)
     try:
         while num_unfinished:

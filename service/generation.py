@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engines.base import Engine
 from engines.errors import EngineDead
 from engines.request import FinishReason, GenerationRequest, SamplingParams, TokenLogprob, TokenOutput
+from service.admission.expiry import Expired, until_expired
+from service.admission.ticket import Ticket
 from service.stop_strings import StopStringMatcher
 from service.tokenizer import Tokenizer
 
@@ -67,13 +69,30 @@ class TextOutput:
     token_ids: tuple[int, ...]
 
 
+# The `stop_reason` of an answer that a time limit ended; its `finish_reason` is "length".
+CUT_SHORT = "timeout"
+
+NOTHING_IN_TIME = TextOutput(
+    text="",
+    num_new_tokens=0,
+    tokens=(),
+    prompt_logprobs=None,
+    finish_reason=FinishReason.LENGTH.value,
+    stop_reason=CUT_SHORT,
+    num_cached_tokens=0,
+    token_ids=(),
+)
+
+
 async def generate_text(
-    engine: Engine, tokenizer: Tokenizer, request: TextRequest
+    engine: Engine, tokenizer: Tokenizer, request: TextRequest, *, ticket: Ticket | None = None
 ) -> AsyncGenerator[TextOutput, None]:
     """Generate and yield text; one output for each of the engine's, even if its text is still held back.
 
     When a stop string is completed the engine's stream is closed, which aborts the sequence, before the last
-    output is yielded. Closing this generator (or cancelling its task) closes the engine's as well.
+    output is yielded. When a time limit of the `ticket` passes, the sequence is ended in the same way; if the
+    request has generated nothing until then, the limit's error is raised. Closing this generator (or
+    cancelling its task) closes the engine's as well.
 
     Raises what `Engine.generate` raises, and ValueError for an empty stop string.
     """
@@ -85,15 +104,19 @@ async def generate_text(
         priority=request.priority,
     )
     async with aclosing(engine.generate(generation)) as outputs:
-        async for output in outputs:
-            added = assembler.add(output)
-            if added.finish_reason is not None:
-                break
-            yield added
-        else:
-            raise EngineDead(
-                f"the engine ended the stream of request {request.request_id!r} without a reason"
-            )
+        limited = outputs if ticket is None or not ticket.limits.any else until_expired(ticket, outputs)
+        try:
+            async for output in limited:
+                added = assembler.add(output)
+                if added.finish_reason is not None:
+                    break
+                yield added
+            else:
+                raise EngineDead(
+                    f"the engine ended the stream of request {request.request_id!r} without a reason"
+                )
+        except Expired:
+            added = assembler.cut()
     yield added
 
 
@@ -143,6 +166,13 @@ class _TextAssembler:
             num_cached_tokens=output.num_cached_tokens,
             token_ids=token_ids,
         )
+
+    def cut(self) -> TextOutput:
+        """The end of a sequence whose time is up: what was held back, no new tokens."""
+        parts: list[str] = []
+        self._end(parts)
+        tokens = self._release(ended=True, reason=FinishReason.LENGTH)
+        return replace(NOTHING_IN_TIME, text="".join(parts), tokens=tokens)
 
     def _add_token(self, token_id: int, logprob: TokenLogprob | None, parts: list[str]) -> str | None:
         """Take one token; returns the stop string it completes."""

@@ -57,7 +57,9 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return sum(self._num_queued.values())
 
-    def push(self, item: T, *, flow: str, weight: float = 1.0, priority: int = 0, cost: float = 1.0) -> Entry[T]:
+    def push(
+        self, item: T, *, flow: str, weight: float = 1.0, priority: int = 0, cost: float = 1.0
+    ) -> Entry[T]:
         """Put an item at the end of its flow. `weight` is above 0, `cost` in tokens, at least 0."""
         if flow not in self._num_queued:
             active = [self._served[name] for name in self._num_queued]

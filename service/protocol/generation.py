@@ -50,6 +50,9 @@ class GenerationFields(WireModel):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    timeout: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Seconds after which the answer is cut short."
+    )
     priority: int | None = Field(
         default=None, ge=-INT64_MAX - 1, le=INT64_MAX, description="Lower is served first; the default is 0."
     )

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.choices import UsageTally, generate_choices
-from service.errors import UnsupportedField
+from service.admission.ticket import Demand
+from service.errors import BadRequest, UnsupportedField
 from service.generation import TextOutput, TextRequest
 from service.logprobs import chat_entries
 from service.openapi import GENERATION_ERRORS, streamed_answer
-from service.prompts import Prompt, chat_prompt
+from service.prompts import chat_prompt
 from service.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
-from service.routes.delivery import Envelope, new_envelope, stream_response, whole_response
+from service.routes.answer import ASSUMED_ANSWER_TOKENS, Answer, Intake, estimated_tokens, take_in
+from service.routes.delivery import new_envelope, stream_response, whole_response
 from service.sampling import answer_budget, sampling_params
-from service.sse import frame
 from service.state import LoadedModel, ServiceState, service_state
 
 router = APIRouter(tags=["generation"])
@@ -36,7 +34,8 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     state = service_state(request)
     state.check_model_name(body.model)
     refuse_unsupported_fields(body)
-    answer = ChatAnswer(state, body)
+    check_message_count(body, state.settings.max_messages)
+    answer = ChatAnswer(state, body, take_in(request, body))
     if body.stream:
         return stream_response(state, body, answer.frames())
     return await whole_response(request, state, body, answer.whole())
@@ -67,78 +66,34 @@ def refuse_unsupported_fields(body: ChatCompletionRequest) -> None:
             )
 
 
-class ChatAnswer:
-    """One request's way to its answer. Use `frames` or `whole`, once."""
+def check_message_count(body: ChatCompletionRequest, max_messages: int) -> None:
+    """Raises BadRequest for a conversation of too many messages."""
+    if len(body.messages) > max_messages:
+        raise BadRequest(
+            f"The conversation has {len(body.messages)} messages; this server takes at most {max_messages}. "
+            "Leave out or join older ones.",
+            param="messages",
+        )
 
-    def __init__(self, state: ServiceState, body: ChatCompletionRequest) -> None:
-        self._state = state
-        self._body = body
-        self._arrived = time.perf_counter()
+
+class ChatAnswer(Answer):
+    """A conversation's next turn. A stream says for each choice: role, text, finish reason."""
+
+    def __init__(self, state: ServiceState, body: ChatCompletionRequest, intake: Intake) -> None:
+        kind = "chat.completion.chunk" if body.stream else "chat.completion"
+        super().__init__(
+            state, body, intake, new_envelope(state, "chatcmpl", kind, body.model), demand_of(body, intake)
+        )
+        self._body: ChatCompletionRequest = body
         self._want_logprobs = bool(body.logprobs)
+        self._texts: list[list[str]] = [[] for _ in range(body.num_choices)]
+        self._entries: list[list[dict[str, Any]]] = [[] for _ in range(body.num_choices)]
+        self._last: list[TextOutput | None] = [None] * body.num_choices
+        self._unopened = set(range(body.num_choices))
 
-    async def whole(self) -> dict[str, Any]:
-        """The answer as one object."""
+    async def _prepare(self, model: LoadedModel) -> list[TextRequest]:
         body = self._body
-        model = self._state.ready_model()
-        texts: list[list[str]] = [[] for _ in range(body.num_choices)]
-        entries: list[list[dict[str, Any]]] = [[] for _ in range(body.num_choices)]
-        last: list[TextOutput | None] = [None] * body.num_choices
-        envelope = self._envelope("chat.completion")
-        with self._state.admission.reserve(body.num_choices):
-            prompt, requests = await self._prepare(model, envelope)
-            tally = UsageTally(len(prompt.token_ids), body.num_choices)
-            outputs = generate_choices(self._state, model, requests, arrived=self._arrived)
-            async with aclosing(outputs):
-                async for index, output in outputs:
-                    texts[index].append(output.text)
-                    if self._want_logprobs:
-                        entries[index].extend(chat_entries(output.tokens, model.tokenizer))
-                    tally.count(index, output)
-                    last[index] = output
-        payload = envelope.as_json()
-        payload["choices"] = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": "".join(texts[index]), "refusal": None},
-                "logprobs": {"content": entries[index], "refusal": None} if self._want_logprobs else None,
-                "finish_reason": final.finish_reason,
-                "stop_reason": final.stop_reason,
-            }
-            for index, final in enumerate(last)
-            if final is not None
-        ]
-        payload["usage"] = tally.as_json()
-        return payload
-
-    async def frames(self) -> AsyncGenerator[bytes, None]:
-        """The answer as events: role, text, finish reason for each choice, then usage if asked for."""
-        body = self._body
-        model = self._state.ready_model()
-        envelope = self._envelope("chat.completion.chunk")
-        with self._state.admission.reserve(body.num_choices):
-            prompt, requests = await self._prepare(model, envelope)
-            tally = UsageTally(len(prompt.token_ids), body.num_choices)
-            unopened = set(range(body.num_choices))
-            outputs = generate_choices(self._state, model, requests, arrived=self._arrived)
-            async with aclosing(outputs):
-                async for index, output in outputs:
-                    tally.count(index, output)
-                    if index in unopened:
-                        unopened.remove(index)
-                        yield self._chunk(envelope, index, {"role": "assistant", "content": ""})
-                    if output.text or output.finish_reason or (self._want_logprobs and output.tokens):
-                        yield self._output_chunk(envelope, model, index, output)
-        if body.include_usage:
-            payload = envelope.as_json()
-            payload["choices"] = []
-            payload["usage"] = tally.as_json()
-            yield frame(payload)
-
-    def _envelope(self, kind: str) -> Envelope:
-        return new_envelope(self._state, "chatcmpl", kind, self._body.model)
-
-    async def _prepare(self, model: LoadedModel, envelope: Envelope) -> tuple[Prompt, list[TextRequest]]:
-        body = self._body
+        self._model = model
         prompt = await self._state.in_text_thread(lambda: chat_prompt(model, body))
         newer = body.max_completion_tokens is not None
         max_tokens = answer_budget(
@@ -148,9 +103,9 @@ class ChatAnswer:
             default=None,
             param="messages",
         )
-        requests = [
+        return [
             TextRequest(
-                request_id=f"{envelope.id}-{choice}",
+                request_id=f"{self._envelope.id}-{choice}",
                 prompt_token_ids=prompt.token_ids,
                 sampling=sampling_params(
                     body,
@@ -162,33 +117,68 @@ class ChatAnswer:
                 stop=body.stop_strings,
                 include_stop_str_in_output=bool(body.include_stop_str_in_output),
                 skip_special_tokens=body.skip_special_tokens is not False,
-                priority=body.priority or 0,
+                priority=self._intake.priority,
             )
             for choice in range(body.num_choices)
         ]
-        return prompt, requests
 
-    def _output_chunk(self, envelope: Envelope, model: LoadedModel, index: int, output: TextOutput) -> bytes:
-        logprobs = None
-        if self._want_logprobs and output.tokens:
-            logprobs = {"content": chat_entries(output.tokens, model.tokenizer), "refusal": None}
-        delta = {"content": output.text} if output.text else {}
-        return self._chunk(envelope, index, delta, logprobs, output)
+    def _take(self, index: int, output: TextOutput) -> None:
+        self._texts[index].append(output.text)
+        if self._want_logprobs:
+            self._entries[index].extend(chat_entries(output.tokens, self._model.tokenizer))
+        self._last[index] = output
+
+    def _choices(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": "".join(self._texts[index]), "refusal": None},
+                "logprobs": {"content": self._entries[index], "refusal": None}
+                if self._want_logprobs
+                else None,
+                "finish_reason": final.finish_reason,
+                "stop_reason": final.stop_reason,
+            }
+            for index, final in enumerate(self._last)
+            if final is not None
+        ]
+
+    def _chunks(self, index: int, output: TextOutput) -> Iterator[dict[str, Any]]:
+        if index in self._unopened:
+            self._unopened.remove(index)
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+        if output.text or output.finish_reason or (self._want_logprobs and output.tokens):
+            logprobs = None
+            if self._want_logprobs and output.tokens:
+                logprobs = {"content": chat_entries(output.tokens, self._model.tokenizer), "refusal": None}
+            delta = {"content": output.text} if output.text else {}
+            yield self._chunk(index, delta, logprobs, output)
 
     def _chunk(
         self,
-        envelope: Envelope,
         index: int,
         delta: dict[str, str],
         logprobs: dict[str, Any] | None = None,
         output: TextOutput | None = None,
-    ) -> bytes:
+    ) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
         if output is not None and output.finish_reason is not None:
             choice["finish_reason"] = output.finish_reason
             choice["stop_reason"] = output.stop_reason
-        payload = envelope.as_json()
-        payload["choices"] = [choice]
-        if self._body.include_usage:
-            payload["usage"] = None
-        return frame(payload)
+        return choice
+
+
+def demand_of(body: ChatCompletionRequest, intake: Intake) -> Demand:
+    """What the conversation may need, guessed from its characters."""
+    num_characters = 0
+    for message in body.messages:
+        parts = message.content if isinstance(message.content, list) else ()
+        texts = [message.content] if isinstance(message.content, str) else [part.text for part in parts]
+        num_characters += sum(len(text or "") for text in texts)
+    return Demand(
+        num_sequences=body.num_choices,
+        num_prompt_tokens=estimated_tokens(num_characters),
+        num_answer_tokens=body.max_completion_tokens or body.max_tokens or ASSUMED_ANSWER_TOKENS,
+        num_choices=body.num_choices,
+        priority=intake.priority,
+    )

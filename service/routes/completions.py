@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.choices import UsageTally, generate_choices
+from service.admission.ticket import Demand
 from service.errors import BadRequest, UnsupportedField
 from service.generation import TextOutput, TextRequest
 from service.logprobs import CompletionLists
 from service.openapi import GENERATION_ERRORS, streamed_answer
 from service.prompts import Prompt, completion_prompts, split_prompts
 from service.protocol.completions import Completion, CompletionRequest
-from service.routes.delivery import Envelope, new_envelope, stream_response, whole_response
+from service.routes.answer import Answer, Intake, estimated_tokens, take_in
+from service.routes.delivery import new_envelope, stream_response, whole_response
 from service.sampling import answer_budget, sampling_params
-from service.sse import frame
 from service.state import LoadedModel, ServiceState, service_state
 
 router = APIRouter(tags=["generation"])
@@ -39,7 +37,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     state = service_state(request)
     state.check_model_name(body.model)
     refuse_unsupported_fields(body)
-    answer = CompletionAnswer(state, body)
+    answer = CompletionAnswer(state, body, take_in(request, body))
     if body.stream:
         return stream_response(state, body, answer.frames())
     return await whole_response(request, state, body, answer.whole())
@@ -67,6 +65,8 @@ class _Choice:
     echo_offsets: list[int]
     logprobs: CompletionLists | None
     started: bool = False
+    texts: list[str] = field(default_factory=list)
+    last: TextOutput | None = None
 
     def take(self, output: TextOutput) -> str:
         """The text that `output` adds, after the echoed prompt the first time; collects log-probabilities."""
@@ -81,76 +81,23 @@ class _Choice:
         return text
 
 
-class CompletionAnswer:
-    """One request's way to its answer. Use `frames` or `whole`, once."""
+class CompletionAnswer(Answer):
+    """The continuations of the prompts."""
 
-    def __init__(self, state: ServiceState, body: CompletionRequest) -> None:
-        self._state = state
-        self._body = body
-        self._arrived = time.perf_counter()
-        self._num_choices = len(split_prompts(body.prompt)) * body.num_choices
-        if self._num_choices == 0:
-            raise BadRequest("The list of prompts is empty; expected at least one.", param="prompt")
+    def __init__(self, state: ServiceState, body: CompletionRequest, intake: Intake) -> None:
+        super().__init__(
+            state,
+            body,
+            intake,
+            new_envelope(state, "cmpl", "text_completion", body.model),
+            demand_of(body, intake),
+        )
+        self._body: CompletionRequest = body
+        self._answers: list[_Choice] = []
 
-    async def whole(self) -> dict[str, Any]:
-        """The answer as one object."""
-        model = self._state.ready_model()
-        envelope = self._envelope()
-        with self._state.admission.reserve(self._num_choices, param="prompt"):
-            choices, requests = await self._prepare(model, envelope)
-            tally = self._tally(choices)
-            texts: list[list[str]] = [[] for _ in choices]
-            last: list[TextOutput | None] = [None for _ in choices]
-            outputs = generate_choices(self._state, model, requests, arrived=self._arrived)
-            async with aclosing(outputs):
-                async for index, output in outputs:
-                    texts[index].append(choices[index].take(output))
-                    tally.count(index, output)
-                    last[index] = output
-        payload = envelope.as_json()
-        payload["choices"] = [
-            {
-                "index": index,
-                "text": "".join(texts[index]),
-                "logprobs": None if (lists := choices[index].logprobs) is None else lists.take(),
-                "finish_reason": final.finish_reason,
-                "stop_reason": final.stop_reason,
-            }
-            for index, final in enumerate(last)
-            if final is not None
-        ]
-        payload["usage"] = tally.as_json()
-        return payload
-
-    async def frames(self) -> AsyncGenerator[bytes, None]:
-        """The answer as events, then usage if asked for."""
-        model = self._state.ready_model()
-        envelope = self._envelope()
-        with self._state.admission.reserve(self._num_choices, param="prompt"):
-            choices, requests = await self._prepare(model, envelope)
-            tally = self._tally(choices)
-            outputs = generate_choices(self._state, model, requests, arrived=self._arrived)
-            async with aclosing(outputs):
-                async for index, output in outputs:
-                    tally.count(index, output)
-                    text = choices[index].take(output)
-                    if text or output.finish_reason is not None:
-                        yield self._chunk(envelope, index, choices[index], text, output)
-        if self._body.include_usage:
-            payload = envelope.as_json()
-            payload["choices"] = []
-            payload["usage"] = tally.as_json()
-            yield frame(payload)
-
-    def _envelope(self) -> Envelope:
-        return new_envelope(self._state, "cmpl", "text_completion", self._body.model)
-
-    async def _prepare(
-        self, model: LoadedModel, envelope: Envelope
-    ) -> tuple[list[_Choice], list[TextRequest]]:
+    async def _prepare(self, model: LoadedModel) -> list[TextRequest]:
         body = self._body
         prompts = await self._state.in_text_thread(lambda: self._read_prompts(model))
-        choices: list[_Choice] = []
         requests: list[TextRequest] = []
         for prompt, echo, offsets in prompts:
             max_tokens = answer_budget(
@@ -162,9 +109,26 @@ class CompletionAnswer:
             )
             for choice in range(body.num_choices):
                 lists = None if body.logprobs is None else CompletionLists(model.tokenizer)
-                choices.append(_Choice(prompt, echo, offsets, lists))
-                requests.append(self._request(model, envelope, prompt, max_tokens, choice, len(requests)))
-        return choices, requests
+                self._answers.append(_Choice(prompt, echo, offsets, lists))
+                requests.append(self._request(model, prompt, max_tokens, choice, len(requests)))
+        return requests
+
+    def _take(self, index: int, output: TextOutput) -> None:
+        answer = self._answers[index]
+        answer.texts.append(answer.take(output))
+        answer.last = output
+
+    def _choices(self) -> list[dict[str, Any]]:
+        return [
+            _choice_json(index, answer, "".join(answer.texts), answer.last)
+            for index, answer in enumerate(self._answers)
+            if answer.last is not None
+        ]
+
+    def _chunks(self, index: int, output: TextOutput) -> Iterator[dict[str, Any]]:
+        text = self._answers[index].take(output)
+        if text or output.finish_reason is not None:
+            yield _choice_json(index, self._answers[index], text, output)
 
     def _read_prompts(self, model: LoadedModel) -> list[tuple[Prompt, str, list[int]]]:
         prompts = completion_prompts(model, self._body)
@@ -184,7 +148,6 @@ class CompletionAnswer:
     def _request(
         self,
         model: LoadedModel,
-        envelope: Envelope,
         prompt: Prompt,
         max_tokens: int,
         choice: int,
@@ -194,7 +157,7 @@ class CompletionAnswer:
         # Engines generate nothing only for a request that asks for the prompt's log-probabilities.
         scores_prompt = bool(body.echo) and (body.logprobs is not None or max_tokens == 0)
         return TextRequest(
-            request_id=f"{envelope.id}-{index}",
+            request_id=f"{self._envelope.id}-{index}",
             prompt_token_ids=prompt.token_ids,
             sampling=sampling_params(
                 body,
@@ -207,25 +170,32 @@ class CompletionAnswer:
             stop=body.stop_strings,
             include_stop_str_in_output=bool(body.include_stop_str_in_output),
             skip_special_tokens=body.skip_special_tokens is not False,
-            priority=body.priority or 0,
+            priority=self._intake.priority,
         )
 
-    def _tally(self, choices: list[_Choice]) -> UsageTally:
-        num_choices = self._body.num_choices
-        num_prompt_tokens = sum(len(choice.prompt.token_ids) for choice in choices[::num_choices])
-        return UsageTally(num_prompt_tokens, num_choices)
 
-    def _chunk(self, envelope: Envelope, index: int, choice: _Choice, text: str, output: TextOutput) -> bytes:
-        payload = envelope.as_json()
-        payload["choices"] = [
-            {
-                "index": index,
-                "text": text,
-                "logprobs": None if choice.logprobs is None else choice.logprobs.take(),
-                "finish_reason": output.finish_reason,
-                "stop_reason": output.stop_reason,
-            }
-        ]
-        if self._body.include_usage:
-            payload["usage"] = None
-        return frame(payload)
+def _choice_json(index: int, answer: _Choice, text: str, output: TextOutput) -> dict[str, Any]:
+    return {
+        "index": index,
+        "text": text,
+        "logprobs": None if answer.logprobs is None else answer.logprobs.take(),
+        "finish_reason": output.finish_reason,
+        "stop_reason": output.stop_reason,
+    }
+
+
+def demand_of(body: CompletionRequest, intake: Intake) -> Demand:
+    """What the prompts may need; exact for token ids, guessed from the characters of texts."""
+    prompts = split_prompts(body.prompt)
+    if not prompts:
+        raise BadRequest("The list of prompts is empty; expected at least one.", param="prompt")
+    return Demand(
+        num_sequences=len(prompts) * body.num_choices,
+        num_prompt_tokens=sum(
+            estimated_tokens(len(item)) if isinstance(item, str) else len(item) for item in prompts
+        ),
+        num_answer_tokens=_DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        num_choices=body.num_choices,
+        priority=intake.priority,
+        param="prompt" if len(prompts) > 1 else "n",
+    )

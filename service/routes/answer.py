@@ -1,0 +1,133 @@
+"""The shape that both generating endpoints share: admission, preparation, outputs, delivery."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from service.admission.ticket import Demand, Flow, Ticket
+from service.admission.time_limits import REQUEST_TIMEOUT_HEADER, TimeLimits, client_seconds
+from service.choices import UsageTally, generate_choices
+from service.generation import TextOutput, TextRequest
+from service.protocol.generation import GenerationFields
+from service.routes.delivery import Envelope
+from service.sse import frame
+from service.state import LoadedModel, ServiceState, service_state
+
+# Reserved for an answer whose length the client leaves open; the whole context would keep everybody else out.
+ASSUMED_ANSWER_TOKENS = 1024
+
+_CHARACTERS_PER_TOKEN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What is known of a request besides its body. `arrived` is a `time.perf_counter()`."""
+
+    flow: Flow
+    priority: int
+    limits: TimeLimits
+    arrived: float
+
+
+def take_in(request: Request, body: GenerationFields) -> Intake:
+    """Who asks, how urgent it is, how long it may take. Raises BadRequest for a malformed time limit."""
+    state = service_state(request)
+    caller = getattr(request.state, "caller", None)
+    priority = body.priority or 0
+    if caller is not None:
+        # A request may stand back behind its key's class, not push in front of it.
+        priority = caller.priority if body.priority is None else max(caller.priority, body.priority)
+    seconds = client_seconds(request.headers.get(REQUEST_TIMEOUT_HEADER), body.timeout)
+    return Intake(
+        flow=Flow() if caller is None else caller.flow,
+        priority=priority,
+        limits=TimeLimits(state.timeouts, client_seconds=seconds),
+        arrived=time.perf_counter(),
+    )
+
+
+def estimated_tokens(num_characters: int) -> int:
+    """A guess that needs no tokenizer; for most texts and vocabularies on the high side."""
+    return num_characters // _CHARACTERS_PER_TOKEN + 1
+
+
+class Answer(ABC):
+    """One request's way to its answer. Use `frames` or `whole`, once."""
+
+    def __init__(
+        self, state: ServiceState, body: GenerationFields, intake: Intake, envelope: Envelope, demand: Demand
+    ) -> None:
+        self._state = state
+        self._body = body
+        self._intake = intake
+        self._envelope = envelope
+        self._demand = demand
+        self._tally = UsageTally(0, body.num_choices)
+
+    @abstractmethod
+    async def _prepare(self, model: LoadedModel) -> list[TextRequest]:
+        """Template and tokenizer: the sequences to generate, one for each choice."""
+
+    @abstractmethod
+    def _take(self, index: int, output: TextOutput) -> None:
+        """Add an output to the choice with this index."""
+
+    @abstractmethod
+    def _choices(self) -> list[dict[str, Any]]:
+        """All choices, complete."""
+
+    @abstractmethod
+    def _chunks(self, index: int, output: TextOutput) -> Iterable[dict[str, Any]]:
+        """What a stream says about an output: the choices of none, one or more chunks."""
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer as one object."""
+        async with aclosing(self._outputs()) as outputs:
+            async for index, output in outputs:
+                self._take(index, output)
+        payload = self._envelope.as_json()
+        payload["choices"] = self._choices()
+        payload["usage"] = self._tally.as_json()
+        return payload
+
+    async def frames(self) -> AsyncGenerator[bytes, None]:
+        """The answer as events, then usage if asked for."""
+        include_usage = self._body.include_usage
+        async with aclosing(self._outputs()) as outputs:
+            async for index, output in outputs:
+                for choice in self._chunks(index, output):
+                    payload = self._envelope.as_json()
+                    payload["choices"] = [choice]
+                    if include_usage:
+                        payload["usage"] = None
+                    yield frame(payload)
+        if include_usage:
+            payload = self._envelope.as_json()
+            payload["choices"] = []
+            payload["usage"] = self._tally.as_json()
+            yield frame(payload)
+
+    async def _outputs(self) -> AsyncGenerator[tuple[int, TextOutput], None]:
+        """Admission, preparation, generation; a place is held from the first step to the last."""
+        state, intake = self._state, self._intake
+        model = state.ready_model()
+        with state.admission.reserve(intake.flow, self._demand, intake.limits) as ticket:
+            requests = await self._prepare(model)
+            self._settle(ticket, requests)
+            outputs = generate_choices(state, model, requests, ticket, arrived=intake.arrived)
+            async with aclosing(outputs):
+                async for index, output in outputs:
+                    self._tally.count(index, output)
+                    yield index, output
+
+    def _settle(self, ticket: Ticket, requests: list[TextRequest]) -> None:
+        lengths = [len(request.prompt_token_ids) for request in requests]
+        self._tally.num_prompt_tokens = sum(lengths[:: self._body.num_choices])
+        ticket.settle_prompts(lengths)
