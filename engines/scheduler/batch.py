@@ -83,9 +83,9 @@ class StepPlan:
             chunk, num_tokens=chunk.num_tokens + len(token_ids), draft_token_ids=tuple(token_ids)
         )
 
-    def decodes(self) -> list[Sequence]:
-        """The sequences of which the step computes the one newest token."""
-        return [sequence for sequence, chunk in self._chunks.items() if _is_decode(chunk)]
+    def decodes_alone(self) -> list[Sequence]:
+        """The sequences of the step if it computes one newest token of each; none if it prefills too."""
+        return list(self._chunks) if all(map(_is_decode, self._chunks.values())) else []
 
     def withdraw(self, sequence: Sequence) -> None:
         """Take `sequence` out again, if it is in, and give its tokens back to the budget."""

@@ -122,8 +122,8 @@ class Scheduler:
     def schedule(self, drafter: Drafter | None = None) -> Batch:
         """Decide the next step. The batch is empty only when there is no unfinished sequence.
 
-        What decodes and prefills leave of the budget may go to drafts. The previous batch must have been
-        given to `complete`.
+        When all of them decode, what is left of the budget may go to drafts. The previous batch must have
+        been given to `complete`.
         """
         assert self._in_flight is None, "schedule() called before the previous batch was completed"
         plan = StepPlan(self.config.max_num_batched_tokens)
@@ -137,8 +137,8 @@ class Scheduler:
             )
             self._schedule_chunk(sequence, plan)
         self._schedule_prefills(plan)
-        if drafter is not None:
-            for sequence in plan.decodes():
+        if drafter is not None and (decodes := plan.decodes_alone()):
+            for sequence in decodes:
                 self._schedule_drafts(sequence, plan, drafter)
         batch = plan.batch()
         self._in_flight = batch if batch.scheduled else None
