@@ -47,6 +47,17 @@ def choose_engine(options: EngineOptions) -> EngineChoice:
     return EngineChoice("cpu", f"TensorRT-LLM cannot: {judged.reason}{advice}")
 
 
+def check_start(name: str) -> None:
+    """Refuse what is wrong with the way the process was started, before a port is opened.
+
+    Raises StartFailed.
+    """
+    if name == "trtllm":
+        from engines.trtllm.launch import detect_launch
+
+        detect_launch()
+
+
 def engine_names() -> tuple[str, ...]:
     """The names `create_engine` accepts, besides "auto"."""
     return tuple(_ENGINES)

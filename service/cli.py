@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from engines.base import Engine
 from engines.cli import register as register_engine_commands
 from engines.errors import EngineError
-from engines.registry import choose_engine, create_engine, engine_names
+from engines.registry import check_start, choose_engine, create_engine, engine_names
 from service.auth import KeyFileError
 from service.chat_template import ChatTemplateError
 from service.cli_generate import register as register_generate
@@ -243,6 +243,7 @@ def check_checkpoint(settings: ServiceSettings) -> None:
     if settings.engine not in ("auto", *engine_names()):
         known = ", ".join(("auto", *engine_names()))
         raise StartFailure(f"unknown engine {settings.engine!r}; expected one of: {known}")
+    check_start(settings.engine)
     if not settings.checkpoint.is_dir():
         raise StartFailure(
             f"{settings.checkpoint} is not a folder; expected that of a Hugging Face checkpoint"

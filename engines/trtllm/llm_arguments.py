@@ -47,7 +47,13 @@ class Limits:
 
 def limits_of(options: EngineOptions, facts: ModelFacts) -> Limits:
     """Check and complete what the user asked for. Raises StartFailed."""
-    for name in ("max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size", "block_size"):
+    for name in (
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "block_size",
+    ):
         number: int = getattr(options, name)
         if number < 1:
             raise StartFailed(f"{name} is {number}; expected at least 1")
@@ -64,6 +70,11 @@ def limits_of(options: EngineOptions, facts: ModelFacts) -> Limits:
         raise StartFailed(
             f"tensor_parallel_size is {options.tensor_parallel_size}; expected a divisor of the model's "
             f"{facts.num_kv_heads} KV heads"
+        )
+    if options.pipeline_parallel_size > facts.num_layers:
+        raise StartFailed(
+            f"pipeline_parallel_size is {options.pipeline_parallel_size}; expected at most the model's "
+            f"{facts.num_layers} layers"
         )
     block_size = max(options.block_size, TOKENS_PER_BLOCK)
     if block_size & (block_size - 1):
@@ -127,6 +138,7 @@ def llm_arguments(
         "skip_tokenizer_init": True,
         "trust_remote_code": False,
         "tensor_parallel_size": options.tensor_parallel_size,
+        "pipeline_parallel_size": options.pipeline_parallel_size,
         "max_batch_size": options.max_num_seqs,
         "max_num_tokens": limits.max_num_tokens,
         "max_seq_len": limits.max_seq_len,

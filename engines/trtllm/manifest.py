@@ -20,6 +20,7 @@ from engines.checkpoint.file_digest import file_digest
 from engines.checkpoint.json_file import read_json_object
 from engines.errors import MalformedCheckpoint
 from engines.trtllm.errors import StaleEngine
+from engines.trtllm.launch import ALONE, Launch
 from engines.trtllm.machine import Machine
 
 MANIFEST_FILE = "build_manifest.json"
@@ -139,10 +140,10 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def load_for(directory: Path, machine: Machine) -> Manifest:
+def load_for(directory: Path, machine: Machine, launch: Launch = ALONE) -> Manifest:
     """The manifest, once it is sure that `machine` may load it. Raises StaleEngine, CheckpointError."""
     manifest = read_manifest(directory)
-    reasons = stale_reasons(manifest, directory, machine)
+    reasons = stale_reasons(manifest, directory, machine, launch)
     if reasons:
         raise StaleEngine(
             f"{directory}: cannot be loaded here: {'; '.join(reasons)}. Build it again on this machine: "
@@ -151,14 +152,16 @@ def load_for(directory: Path, machine: Machine) -> Manifest:
     return manifest
 
 
-def stale_reasons(manifest: Manifest, directory: Path, machine: Machine) -> tuple[str, ...]:
+def stale_reasons(
+    manifest: Manifest, directory: Path, machine: Machine, launch: Launch = ALONE
+) -> tuple[str, ...]:
     """Why the engine in `directory` must not be loaded on `machine`; empty when it may.
 
     Small files are hashed again, large ones compared by size; `verify_files` hashes all.
     """
     return (
         *changed_files(manifest, directory),
-        *_foreign_gpu(manifest, machine),
+        *_foreign_gpu(manifest, machine, launch),
         *_foreign_release(manifest, machine),
     )
 
@@ -195,11 +198,11 @@ def _changed_files(manifest: Manifest, directory: Path, *, limit_bytes: int | No
     return reasons
 
 
-def _foreign_gpu(manifest: Manifest, machine: Machine) -> list[str]:
+def _foreign_gpu(manifest: Manifest, machine: Machine, launch: Launch) -> list[str]:
     if not machine.gpus:
         return [f"it needs a GPU of SM {manifest.target_sm} and this machine shows none (nvidia-smi)"]
     needed = manifest.options.tensor_parallel
-    if len(machine.gpus) < needed:
+    if len(machine.gpus) < needed and not launch.is_multi_node:
         return [f"it was split over {needed} GPUs and this machine has {len(machine.gpus)}"]
     return [
         f"it was made for {manifest.target} (SM {manifest.target_sm}) and GPU {index} is {gpu.name} "

@@ -63,7 +63,9 @@ def kv_cache_budget(
 
     Raises StartFailed when not even one sequence of `max_model_len` tokens would fit.
     """
-    per_token = facts.kv_bytes_per_token(kv_cache_dtype, options.tensor_parallel_size)
+    tensor, pipeline = options.tensor_parallel_size, options.pipeline_parallel_size
+    per_token = facts.kv_bytes_per_token(kv_cache_dtype, tensor, pipeline)
+    weights = -(-facts.weight_bytes // (tensor * pipeline))  # a machine with such memory has one GPU
     wanted = options.max_num_seqs * max_model_len
     asked = options.kv_cache_memory_bytes
     if asked is not None and asked < per_token * max_model_len:
@@ -75,11 +77,11 @@ def kv_cache_budget(
     if not has_unified_memory(gpu):
         return KvCacheBudget(None if asked is None else asked // per_token)
     available = available_memory_bytes() if available_bytes is None else available_bytes
-    room = available - facts.weight_bytes - RUNTIME_RESERVE_BYTES
+    room = available - weights - RUNTIME_RESERVE_BYTES
     if room < per_token * max_model_len:
         raise StartFailed(
             f"{gpu.name} shares the machine's memory, of which {_gib(available)} are available: the "
-            f"weights take {_gib(facts.weight_bytes)}, the runtime about {_gib(RUNTIME_RESERVE_BYTES)}, "
+            f"weights take {_gib(weights)}, the runtime about {_gib(RUNTIME_RESERVE_BYTES)}, "
             f"and a context of {max_model_len:,} tokens {_gib(per_token * max_model_len)}. End other "
             "programs, drop the page cache (sync; echo 3 > /proc/sys/vm/drop_caches) or lower --max-model-len"
         )

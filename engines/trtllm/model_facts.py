@@ -30,10 +30,12 @@ class ModelFacts:
     is_mixture_of_experts: bool
     weight_bytes: int
 
-    def kv_bytes_per_token(self, kv_cache_dtype: str, num_gpus: int) -> int:
-        """Bytes of KV cache a token takes on each of `num_gpus` GPUs: keys and values of all layers."""
+    def kv_bytes_per_token(self, kv_cache_dtype: str, num_gpus: int, num_stages: int = 1) -> int:
+        """Bytes of KV cache a token takes on each GPU: keys and values of the layers of its stage (all layers
+        are shared out to `num_stages`), of the heads that are its part of `num_gpus`."""
         heads_per_gpu = -(-self.num_kv_heads // num_gpus)
-        return 2 * self.num_layers * heads_per_gpu * self.head_dim * _BYTES_PER_VALUE[kv_cache_dtype]
+        layers = -(-self.num_layers // num_stages)
+        return 2 * layers * heads_per_gpu * self.head_dim * _BYTES_PER_VALUE[kv_cache_dtype]
 
 
 def facts_of(directory: Path, config: ModelConfig) -> ModelFacts:

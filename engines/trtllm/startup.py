@@ -13,7 +13,7 @@ from typing import Any
 from engines.base import EngineOptions
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.errors import StartFailed, UnsupportedCheckpoint
-from engines.trtllm.launch import check_launch, is_multi_node
+from engines.trtllm.launch import detect_launch, gpus_per_node
 from engines.trtllm.llm_arguments import (
     Limits,
     limits_of,
@@ -55,16 +55,17 @@ def prepare(options: EngineOptions) -> Prepared:
     """
     if options.checkpoint is None:
         raise StartFailed("the engine 'trtllm' needs a checkpoint directory; none was given")
-    check_launch()
+    launch = detect_launch()
     directory = options.checkpoint
     machine = detect_machine()
-    manifest = load_for(directory, machine) if has_manifest(directory) else None
+    manifest = load_for(directory, machine, launch) if has_manifest(directory) else None
     is_engine = manifest is not None and manifest.path == "engine"
     facts = read_engine_facts(directory) if is_engine else _checkpoint_facts(directory, machine)
     if manifest is not None:
         options = _within_the_build(options, manifest)
     limits = limits_of(options, facts)
-    gpu = _gpu(machine, options)
+    gpu = _gpu(machine)
+    num_gpus_per_node = gpus_per_node(options, len(machine.gpus), launch)
     runtime = load_runtime()
     kv_cache_dtype = "auto" if manifest is None else manifest.options.kv_cache_dtype
     budget = kv_cache_budget(
@@ -84,8 +85,8 @@ def prepare(options: EngineOptions) -> Prepared:
             runtime.features.version, gpu.sm, facts, options.max_num_seqs
         )
         arguments = llm_arguments(options, facts, limits, budget, kv_cache_dtype, target, runtime)
-    if is_multi_node():
-        arguments["gpus_per_node"] = len(machine.gpus)
+    if launch.is_multi_node:
+        arguments["gpus_per_node"] = num_gpus_per_node
     return Prepared(runtime, facts, limits, gpu, manifest, budget.max_tokens, model_class, arguments)
 
 
@@ -129,6 +130,11 @@ def _within_the_build(options: EngineOptions, manifest: Manifest) -> EngineOptio
             f"tensor_parallel_size is {options.tensor_parallel_size}, but {options.checkpoint} was built for "
             f"{built.tensor_parallel}; leave the option out or build again"
         )
+    if manifest.path == "engine" and options.pipeline_parallel_size > 1:
+        raise StartFailed(
+            f"pipeline_parallel_size is {options.pipeline_parallel_size}, but {options.checkpoint} is "
+            "an engine in one stage; leave the option out, or build with --path pytorch"
+        )
     if options.max_model_len is not None and options.max_model_len > built.max_seq_len:
         raise StartFailed(
             f"max_model_len is {options.max_model_len}, but {options.checkpoint} was built for at most "
@@ -143,17 +149,11 @@ def _within_the_build(options: EngineOptions, manifest: Manifest) -> EngineOptio
     )
 
 
-def _gpu(machine: Machine, options: EngineOptions) -> Gpu:
+def _gpu(machine: Machine) -> Gpu:
     if not machine.gpus:
         raise StartFailed(
             "the engine 'trtllm' needs an NVIDIA GPU, and nvidia-smi shows none; check the driver, pass the "
             "GPU to the container (--gpus all), or use --engine cpu"
-        )
-    if len(machine.gpus) < options.tensor_parallel_size and not is_multi_node():
-        raise StartFailed(
-            f"tensor_parallel_size is {options.tensor_parallel_size} and this machine has "
-            f"{len(machine.gpus)} GPUs; lower it, or start over several nodes with mpirun and "
-            "trtllm-llmapi-launch"
         )
     return machine.gpus[0]
 

@@ -123,7 +123,7 @@ async def test_without_a_salt_the_prefix_cache_stands_in_the_way(
 async def test_too_many_logits_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "MAX_PROMPT_LOGITS_BYTES", 49 * 320 * 4)
     async with serving("all", "1.2.1", tmp_path, monkeypatch) as (engine, _):
-        with pytest.raises(PromptTooLong, match="at most 49$"):
+        with pytest.raises(PromptTooLong, match=r"at most 49$"):
             await collect(engine, make_request(PROMPT, num_prompt_logprobs=0))
         assert len(joined(await collect(engine, make_request(PROMPT)))) == 8
 

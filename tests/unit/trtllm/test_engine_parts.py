@@ -13,7 +13,6 @@ from engines.errors import GenerationFailed, StartFailed
 from engines.request import FinishReason, GenerationRequest, SamplingParams, TokenOutput
 from engines.trtllm.canary import check_canaries, mismatch
 from engines.trtllm.generation import _runtime_priority
-from engines.trtllm.launch import check_launch, is_multi_node
 from engines.trtllm.llm_arguments import Limits
 from engines.trtllm.manifest import Canary
 from engines.trtllm.memory_guard import RUNTIME_RESERVE_BYTES, available_memory_bytes, kv_cache_budget
@@ -142,19 +141,6 @@ class TestCanary:
         check_canaries([None, None])
         with pytest.raises(StartFailed, match="1 of 2 canary prompts"):
             check_canaries([None, "token 3"])
-
-
-class TestLaunch:
-    @pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
-    def test_one_of_many_processes_does_not_serve(self, name: str) -> None:
-        with pytest.raises(StartFailed, match="trtllm-llmapi-launch"):
-            check_launch({name: "4"})
-        check_launch({name: "1"})
-        check_launch({name: "4", "TLLM_SPAWN_PROXY_PROCESS": "1"})
-
-    def test_the_launcher_is_known_by_its_variable(self) -> None:
-        assert is_multi_node({"TLLM_SPAWN_PROXY_PROCESS": "1"})
-        assert not is_multi_node({})
 
 
 class TestOutputs:
