@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from service.token_pieces import TokenPieces
@@ -19,6 +19,10 @@ class PieceSource(Protocol):
     @property
     def special_ids(self) -> frozenset[int]:
         """Ids left out under `skip_special_tokens`."""
+
+    @property
+    def whole_texts(self) -> Mapping[int, str | None]:
+        """For every id: its text in the middle of another, None where its bytes are no whole characters."""
 
     def piece(self, token_id: int, *, first: bool = False) -> bytes | None:
         """The bytes of a token, None for an id the tokenizer does not know."""
@@ -44,6 +48,8 @@ class IncrementalDetokenizer:
         self._num_strippable = pieces.num_stripped if starts_text else 0
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors=pieces.utf8_errors)
         self._num_characters = 0
+        self._whole_texts = source.whole_texts
+        self._is_between_characters = False  # in mid-text, no byte held back
 
     @property
     def num_characters(self) -> int:
@@ -63,12 +69,23 @@ class IncrementalDetokenizer:
             parts.append(self._strip(piece) if self._num_strippable else piece)
         return self._decode(b"".join(parts), final=False)
 
+    def push_token(self, token_id: int) -> str:
+        """The same as `push((token_id,))`; most tokens are whole characters, and looked up."""
+        if self._is_between_characters:
+            text = "" if token_id in self._hidden else self._whole_texts[token_id]
+            if text is not None:
+                self._num_characters += len(text)
+                return text
+        return self.push((token_id,))
+
     def flush(self) -> str:
         """Return what is left at the end: U+FFFD for a character that was never completed, else nothing."""
         return self._decode(b"", final=True)
 
     def _decode(self, data: bytes, *, final: bool) -> str:
         text = self._utf8.decode(data, final)
+        in_text = not self._first and not self._num_strippable
+        self._is_between_characters = in_text and not self._utf8.getstate()[0]
         self._num_characters += len(text)
         return text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ class Tokenizer:
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self._middle: dict[int, bytes | None] = {}
+        self._whole_texts = _WholeTexts(self.piece)
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
@@ -147,6 +148,11 @@ class Tokenizer:
         return piece
 
     @property
+    def whole_texts(self) -> Mapping[int, str | None]:
+        """For every id: its text in the middle of another, None where its bytes are no whole characters."""
+        return self._whole_texts
+
+    @property
     def pieces(self) -> TokenPieces:
         """How this tokenizer's tokens turn into bytes."""
         return self._pieces
@@ -179,6 +185,22 @@ class Tokenizer:
         if isinstance(template, dict):
             template = template.get("default")
         return None if template is None else str(template)
+
+
+class _WholeTexts(dict[int, "str | None"]):
+    """Filled as ids are asked for; an id the tokenizer does not know has no text."""
+
+    def __init__(self, piece: Callable[[int], bytes | None]) -> None:
+        super().__init__()
+        self._piece = piece
+
+    def __missing__(self, token_id: int) -> str | None:
+        try:
+            text = (self._piece(token_id) or b"").decode()
+        except UnicodeDecodeError:
+            text = None
+        self[token_id] = text
+        return text
 
 
 def _optional_int(value: Any) -> int | None:
