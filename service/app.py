@@ -14,6 +14,7 @@ from engines.errors import EngineError
 from service.auth import ApiKeys, RequireApiKey
 from service.body_limit import BodyLimit
 from service.chat_template import ChatTemplate
+from service.disconnect import stop_tasks
 from service.error_responses import install_error_handlers
 from service.openapi import DocumentedApp
 from service.request_context import RequestContext
@@ -41,13 +42,13 @@ def create_app(settings: ServiceSettings, engine_factory: EngineFactory) -> Fast
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as opened:
             opened.callback(state.close)
+            beating = asyncio.create_task(state.heartbeat.run(state.look_after_engine))
             loading = asyncio.create_task(_load(state, engine_factory, opened))
             try:
                 yield
             finally:
                 state.lifecycle.begin_drain()
-                loading.cancel()
-                await asyncio.gather(loading, return_exceptions=True)
+                await stop_tasks(loading, beating)
 
     app = DocumentedApp(
         title="Nybble",
@@ -75,10 +76,13 @@ async def _load(
     """Load the tokenizer, start the engine, take both into service; a failure is noted, not raised."""
     directory = state.settings.checkpoint
     try:
+        state.startup.begin("loading the tokenizer")
         tokenizer = await state.in_text_thread(lambda: Tokenizer.load(directory))
         template = ChatTemplate.load(tokenizer)
+        state.startup.begin("choosing the engine")
         engine = engine_factory()
         opened.push_async_callback(engine.close)
+        state.startup.begin("starting the engine", engine)
         await engine.start()
     except (EngineError, TokenizerError) as error:
         state.lifecycle.mark_failed(str(error))

@@ -14,7 +14,7 @@ from service.error_responses import send_error
 from service.errors import InvalidApiKey
 from service.metrics import ServiceMetrics
 
-PUBLIC_PATHS = frozenset({"/health/live", "/health/ready"})
+PUBLIC_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup"})
 
 
 class KeyFileError(Exception):

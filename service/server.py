@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from engines.errors import EngineDead
+from service.errors import NotReady
 from service.lifecycle import Phase
 from service.settings import ServiceSettings
 from service.state import ServiceState
@@ -31,13 +35,16 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class DrainingServer(uvicorn.Server):
-    """On SIGTERM or SIGINT it goes on listening, refuses new work, finishes what runs, then stops.
+    """On SIGTERM or SIGINT it goes on listening, finishes what runs, then stops.
 
-    What still runs after `drain_timeout_seconds`, or at a second signal, is ended by closing the engine:
-    its clients get an error. It also stops when the engine is lost; `failure` then says why.
+    Readiness goes off at once; for `drain_delay_seconds` what comes is still served, then it is refused. What
+    still runs `drain_timeout_seconds` later, or at a second signal, is answered with an error. It also stops
+    when the engine is lost; `failure` then says why. `on_stop` is called once when it is decided to stop.
     """
 
-    def __init__(self, app: FastAPI, settings: ServiceSettings) -> None:
+    def __init__(
+        self, app: FastAPI, settings: ServiceSettings, *, on_stop: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -54,8 +61,10 @@ class DrainingServer(uvicorn.Server):
             )
         )
         self._state: ServiceState = app.state.service
-        self._drain_timeout_seconds = settings.drain_timeout_seconds
-        self._drain_deadline: float | None = None
+        self._settings = settings
+        self._on_stop = on_stop
+        self._drain_from: float | None = None
+        self._drain_deadline = math.inf
 
     @property
     def failure(self) -> str | None:
@@ -68,23 +77,42 @@ class DrainingServer(uvicorn.Server):
         uvicorn's own version stops listening at once, and raises the signal again after a clean stop, so that
         the exit status would not be 0.
         """
-        if self._drain_deadline is None:
-            log.info("%s: draining, up to %g s", signal.Signals(sig).name, self._drain_timeout_seconds)
-            self._state.lifecycle.begin_drain()
-            self._drain_deadline = time.monotonic() + self._drain_timeout_seconds
+        now = time.monotonic()
+        if self._drain_from is None:
+            delay, timeout = self._settings.drain_delay_seconds, self._settings.drain_timeout_seconds
+            log.info("%s: draining in %g s, for up to %g s", signal.Signals(sig).name, delay, timeout)
+            self._state.lifecycle.announce_shutdown()
+            self._drain_from, self._drain_deadline = now + delay, now + delay + timeout
         else:
-            self._drain_deadline = time.monotonic()
+            self._drain_from = self._drain_deadline = now
+        if now >= self._drain_from:
+            self._state.lifecycle.begin_drain()
 
     async def on_tick(self, counter: int) -> bool:
         """Every 0.1 s: whether to stop now."""
-        if await super().on_tick(counter) or self._state.lifecycle.phase is Phase.FAILED:
+        if await super().on_tick(counter):
             return True
-        if self._drain_deadline is None:
+        stops = self._has_failed() or self._has_drained()
+        if stops:
+            self._on_stop()
+        return stops
+
+    def _has_failed(self) -> bool:
+        if self._state.lifecycle.phase is not Phase.FAILED:
             return False
+        self._state.cutoff.end_all(EngineDead(self.failure or "the engine has stopped"))
+        return True
+
+    def _has_drained(self) -> bool:
+        now = time.monotonic()
+        if self._drain_from is None or now < self._drain_from:
+            return False
+        self._state.lifecycle.begin_drain()
         num_in_flight = self._state.admission.num_in_flight
-        if num_in_flight and time.monotonic() >= self._drain_deadline:
+        if num_in_flight and now >= self._drain_deadline:
             log.warning("drain: %d sequences did not finish in time", num_in_flight)
-            if (model := self._state.loaded_model) is not None:
-                await model.engine.close()
+            self._state.cutoff.end_all(
+                NotReady("The server had to stop before the answer was complete.", retry_after_seconds=1.0)
+            )
             return True
         return num_in_flight == 0

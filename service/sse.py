@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -11,6 +12,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.cutoff import LAST_WORD_SECONDS, Cutoff
 from service.disconnect import client_gone, stop_tasks
 from service.error_responses import error_response, report
 from service.metrics import ServiceMetrics
@@ -30,7 +32,8 @@ class EventStream(Response):
     The status line waits for the first frame, so that a request refused by the engine still gets its own
     status; after `heartbeat_seconds` without a frame it is sent anyway, followed by a comment, and the same
     silence later in the stream is filled with further comments. An error after that is sent as an event.
-    When the client goes away the generator is closed, within the time the event loop takes to notice.
+    When the client goes away the generator is closed, within the time the event loop takes to notice; at the
+    cut-off too, and the cut-off's error is the last event.
     """
 
     media_type = "text/event-stream"
@@ -40,11 +43,13 @@ class EventStream(Response):
         frames: AsyncGenerator[bytes, None],
         *,
         metrics: ServiceMetrics,
+        cutoff: Cutoff,
         heartbeat_seconds: float,
         headers: Mapping[str, str],
     ) -> None:
         self._frames = frames
         self._metrics = metrics
+        self._cutoff = cutoff
         self._heartbeat_seconds = heartbeat_seconds
         self._last_sent = 0.0
         self._started = False
@@ -59,13 +64,21 @@ class EventStream(Response):
         producing = asyncio.create_task(self._produce(scope, receive, send))
         watching = asyncio.create_task(client_gone(receive))
         beating = asyncio.create_task(self._beat(send))
+        cut = self._cutoff.waiter()
         try:
-            await asyncio.wait((producing, watching), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((producing, watching, cut), return_when=asyncio.FIRST_COMPLETED)
             if producing.done():
                 producing.result()
-            else:
+            elif watching.done() or self._cutoff.error is None:
                 self._metrics.cancelled.inc()
+            else:
+                await stop_tasks(producing, beating)
+                # A client that reads nothing learns nothing.
+                with contextlib.suppress(asyncio.TimeoutError):
+                    last_word = self._fail(self._cutoff.error, scope, receive, send)
+                    await asyncio.wait_for(last_word, LAST_WORD_SECONDS)
         finally:
+            self._cutoff.release(cut)
             await stop_tasks(producing, watching, beating)
 
     async def _produce(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,14 +90,19 @@ class EventStream(Response):
                     self._last_sent = asyncio.get_running_loop().time()
                     await send({"type": "http.response.body", "body": data, "more_body": True})
         except Exception as error:
-            if not self._started:
-                self._started = True
-                await error_response(error, self._metrics)(scope, receive, send)
-                return
-            body = frame(report(error, self._metrics).body)
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+            await self._fail(error, scope, receive, send)
+            return
         if not self._started:
             await self._start(send)
+        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+    async def _fail(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._started:
+            self._started = True
+            await error_response(error, self._metrics)(scope, receive, send)
+            return
+        body = frame(report(error, self._metrics).body)
+        await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
     async def _start(self, send: Send) -> None:

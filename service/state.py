@@ -13,12 +13,18 @@ from typing import TypeVar
 from starlette.requests import HTTPConnection
 
 from engines.base import Engine, EngineInfo
-from service.admission.controller import Admission
+from service.admission.controller import Admission, Bounds
+from service.admission.time_limits import Timeouts
 from service.chat_template import ChatTemplate
+from service.cutoff import Cutoff
 from service.errors import ModelNotFound, NotReady
+from service.health import Health
 from service.lifecycle import Lifecycle, Phase
+from service.loop_heartbeat import LoopHeartbeat
 from service.metrics import ServiceMetrics
+from service.progress_watch import ProgressWatch
 from service.settings import ServiceSettings
+from service.startup import Startup
 from service.tokenizer import Tokenizer
 from service.version import package_version
 
@@ -41,8 +47,24 @@ class ServiceState:
     def __init__(self, settings: ServiceSettings) -> None:
         self.settings = settings
         self.lifecycle = Lifecycle()
+        self.startup = Startup()
+        self.cutoff = Cutoff()
+        self.heartbeat = LoopHeartbeat()
+        self.health = Health(
+            self.lifecycle,
+            self.startup,
+            self.heartbeat,
+            liveness_seconds=settings.liveness_timeout_seconds,
+        )
         self.metrics = ServiceMetrics(settings.model_names[0], vllm_names=settings.vllm_metric_names)
-        self.admission = Admission(max_running=settings.max_num_seqs, max_queued=settings.max_queued_requests)
+        self.timeouts = Timeouts(
+            settings.queue_timeout_seconds,
+            settings.first_token_timeout_seconds,
+            settings.request_timeout_seconds,
+        )
+        self.admission = Admission(
+            Bounds(settings.max_num_seqs, settings.max_queued_requests, settings.max_queued_tokens)
+        )
         self.metrics.watch_service(
             is_ready=lambda: self.lifecycle.phase is Phase.READY,
             num_in_flight=lambda: self.admission.num_in_flight,
@@ -51,14 +73,29 @@ class ServiceState:
         self.system_fingerprint = _fingerprint(settings)
         self._load_began = time.monotonic()
         self._model: LoadedModel | None = None
+        self._progress_watch: ProgressWatch | None = None
         self._text_threads = ThreadPoolExecutor(settings.num_text_threads, thread_name_prefix="nybble-text")
 
     def attach(self, model: LoadedModel) -> None:
         """Take the model into service."""
         self._model = model
-        self.metrics.watch_engine(model.engine.stats, model.info, num_queued=lambda: 0)
+        self._progress_watch = ProgressWatch(
+            self.lifecycle,
+            model.engine.stats,
+            stall_seconds=self.settings.readiness_stall_seconds,
+            give_up_seconds=self.settings.stall_timeout_seconds,
+        )
+        self.metrics.watch_engine(
+            model.engine.stats, model.info, num_queued=lambda: self.admission.num_queued
+        )
         self.metrics.model_load_seconds.set(time.monotonic() - self._load_began)
+        self.startup.end()
         self.lifecycle.mark_ready()
+
+    def look_after_engine(self) -> None:
+        """Notice an engine that stands still; to be called often."""
+        if self._progress_watch is not None:
+            self._progress_watch.check()
 
     @property
     def loaded_model(self) -> LoadedModel | None:

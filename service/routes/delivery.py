@@ -61,6 +61,7 @@ def stream_response(state: ServiceState, body: WireModel, frames: AsyncGenerator
     return EventStream(
         frames,
         metrics=state.metrics,
+        cutoff=state.cutoff,
         heartbeat_seconds=state.settings.heartbeat_seconds,
         headers=warning_headers(body),
     )
@@ -70,5 +71,5 @@ async def whole_response(
     request: Request, state: ServiceState, body: WireModel, work: Coroutine[Any, Any, dict[str, Any]]
 ) -> Response:
     """Deliver an answer in one piece; the work ends with the client's connection."""
-    payload = await unless_disconnected(request.receive, work, state.metrics)
+    payload = await unless_disconnected(request.receive, work, state.metrics, state.cutoff)
     return Response(orjson.dumps(payload), headers=warning_headers(body), media_type="application/json")

@@ -23,7 +23,7 @@ def guarded(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_the_public_list_is_the_probes_only() -> None:
-    assert frozenset({"/health/live", "/health/ready"}) == PUBLIC_PATHS
+    assert frozenset({"/health/live", "/health/ready", "/health/startup"}) == PUBLIC_PATHS
 
 
 def test_every_route_without_a_key_is_refused(guarded: RunningServer) -> None:

@@ -27,6 +27,7 @@ OPERATIONS = [
     ("/detokenize", "POST"),
     ("/health/live", "GET"),
     ("/health/ready", "GET"),
+    ("/health/startup", "GET"),
     ("/version", "GET"),
     ("/metrics", "GET"),
 ]
