@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy.demo_text import held_out_ids, write_calibration
+from benchmarks.accuracy.demo_text import held_out_ids
 from engines.evaluate.comparison import compare_models
 from engines.evaluate.documents import Document
 from engines.evaluate.logits import open_model
 from engines.evaluate.windows import choose_windowing
 from engines.quantize.options import METHODS, CalibrationOptions, QuantizeOptions
 from engines.quantize.quantizer import quantize
+from examples.demo_model.calibration import write_calibration
 
 _LAYOUTS = {"mxfp4": "compressed-tensors", "nvfp4": "compressed-tensors"}
 

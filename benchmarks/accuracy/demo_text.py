@@ -1,9 +1,7 @@
-"""Calibration and held-out token ids for the demo models, from the corpus that their trainer generates."""
+"""Held-out token ids for the demo models, from the corpus that their trainer generates."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import random
 from pathlib import Path
 
@@ -14,22 +12,13 @@ from examples.demo_model.corpus.mixture import (
     conversation,
     held_out_documents,
     held_out_exchanges,
-    training_items,
 )
 from examples.demo_model.packing import encode_item
 
-_CALIBRATION_SEED = 7_000
 _HELD_OUT_SEED = 30_000
 _PER_TASK = 8
 _NUM_CONVERSATIONS = 60
 _NUM_DOCUMENTS = 40
-
-
-def write_calibration(master: Path, file: Path, num_samples: int) -> None:
-    """`num_samples` training conversations and documents, as JSONL of input_ids."""
-    tokenizer = Tokenizer.from_file(str(master / "tokenizer.json"))
-    items = itertools.islice(training_items(_CALIBRATION_SEED), num_samples)
-    _write(file, [encode_item(tokenizer, item).token_ids for item in items])
 
 
 def held_out_ids(master: Path) -> list[list[int]]:
@@ -45,7 +34,3 @@ def held_out_ids(master: Path) -> list[list[int]]:
     documents = held_out_documents(_HELD_OUT_SEED, _NUM_DOCUMENTS)
     items = [*questions, *conversations, *documents]
     return [encode_item(tokenizer, item).token_ids for item in items]
-
-
-def _write(file: Path, samples: list[list[int]]) -> None:
-    file.write_text("".join(json.dumps({"input_ids": ids}) + "\n" for ids in samples))

@@ -1,4 +1,4 @@
-"""Compare a BF16 master with transformers' own model: `python -m examples.demo_model.check_master DIR KIND`.
+"""Compare a BF16 master with transformers' own model: `python -m examples.demo_model.check_master DIR`.
 
 Needs PyTorch. Both compute in float32; exits with 1 when a logit differs by more than 1e-3.
 """
@@ -13,9 +13,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from examples.demo_model.calibration import load_master
 from examples.demo_model.corpus.mixture import training_items
-from examples.demo_model.model import SHAPES
+from examples.demo_model.master import load_master
 from examples.demo_model.packing import encode_item
 
 TOLERANCE = 1e-3
@@ -23,9 +22,9 @@ _NUM_ITEMS = 20
 
 
 @torch.no_grad()
-def largest_difference(directory: Path, kind: str) -> float:
+def largest_difference(directory: Path) -> float:
     """The largest difference of any logit over some training items."""
-    ours = load_master(directory, kind)
+    ours = load_master(directory)
     theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     largest = 0.0
@@ -40,9 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m examples.demo_model.check_master", description=__doc__)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("kind", choices=sorted(SHAPES))
     options = parser.parse_args(arguments)
-    difference = largest_difference(options.directory, options.kind)
+    difference = largest_difference(options.directory)
     print(f"largest difference of a logit: {difference:.2e}")
     if difference > TOLERANCE:
         parser.exit(1, f"error: expected at most {TOLERANCE}\n")

@@ -7,6 +7,7 @@ check_master.py compares it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,19 @@ class Shape:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Shape:
+        """The shape that `config_json` wrote into a config.json."""
+        return cls(
+            config["hidden_size"],
+            config["intermediate_size"],
+            config["num_hidden_layers"],
+            config["num_attention_heads"],
+            config["num_key_value_heads"],
+            config.get("num_local_experts", 0),
+            config.get("num_experts_per_tok", 2),
+        )
 
 
 SHAPES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from engines.fp4.nvfp4 import Convention
 from examples.demo_model import export as exporting
 from examples.demo_model.checkpoint_files import SIDE_FILES, write_json
 
-HIDDEN, INTERMEDIATE, KV, VOCAB, EXPERTS = 64, 128, 32, 96, 3
+HIDDEN, INTERMEDIATE, KV, VOCAB, EXPERTS = 64, 128, 32, 2048, 3
+SHIPPED = Path(__file__).parents[2] / "examples" / "demo_model" / "checkpoints" / "mistral-mxfp4"
 
 
 def module_shapes(kind: str) -> dict[str, tuple[int, int]]:
@@ -72,24 +74,13 @@ def master(kind: str, tmp_path: Path) -> Path:
         config |= {"num_experts_per_tok": 2, "num_local_experts": EXPERTS}
     write_json(directory / "config.json", config)
     for name in (*SIDE_FILES, "training.json"):
-        (directory / name).write_text("{}", encoding="utf-8")
+        shutil.copyfile(SHIPPED / name, directory / name)
     return directory
 
 
-@pytest.fixture
-def maxima(kind: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Calibration's result, a different number for every module."""
-    modules = [f"model.layers.0.{module}" for module in module_shapes(kind)]
-    result = {module: 1.0 + number for number, module in enumerate(modules)}
-    monkeypatch.setattr(exporting, "_input_maxima", lambda _source, _kind: result)
-    return result
-
-
-def test_weights_are_the_master_s_rounded_to_nearest(
-    kind: str, master: Path, maxima: dict[str, float], tmp_path: Path
-) -> None:
+def test_weights_are_the_master_s_rounded_to_nearest(kind: str, master: Path, tmp_path: Path) -> None:
     destination = tmp_path / "exported"
-    exporting.main([kind, str(master), str(destination)])
+    exporting.main([str(master), str(destination)])
     checkpoint = Checkpoint.open(destination)
     before, after = SafetensorsFile(master / "model.safetensors"), checkpoint.tensors
     expected = Layout.COMPRESSED_TENSORS_MXFP4 if kind == "mistral" else Layout.MODELOPT_NVFP4
@@ -107,15 +98,14 @@ def test_weights_are_the_master_s_rounded_to_nearest(
             decoded = nvfp4.dequantize(packed, scales, scale, Convention.MODELOPT)
         error = np.square(decoded - weight).mean() / np.square(weight).mean()
         assert 0.001 < error < 0.02
+    assert (destination / "training.json").read_bytes() == (master / "training.json").read_bytes()
     for name in ("lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"):
         np.testing.assert_array_equal(after.view(name), before.view(name))
 
 
 @pytest.mark.parametrize("kind", ["mixtral"])
-def test_fused_matrices_share_their_scales(
-    kind: str, master: Path, maxima: dict[str, float], tmp_path: Path
-) -> None:
-    exporting.export(kind, master, tmp_path / "exported")
+def test_fused_matrices_share_their_scales(kind: str, master: Path, tmp_path: Path) -> None:
+    exporting.export(master, tmp_path / "exported")
     tensors = Checkpoint.open(tmp_path / "exported").tensors
 
     def scales(module: str) -> tuple[float, float]:
@@ -125,21 +115,20 @@ def test_fused_matrices_share_their_scales(
     attention = [scales(f"self_attn.{part}_proj") for part in "qkvo"]
     assert attention[0] == attention[1] == attention[2]
     assert attention[3] != attention[0]
-    assert attention[0][1] == pytest.approx(3 / 2688)  # the largest of the three inputs
     experts = [
         [scales(f"block_sparse_moe.experts.{e}.w{part}") for part in (1, 2, 3)] for e in range(EXPERTS)
     ]
     assert all(w1 == w3 for w1, _, w3 in experts)
     assert len({w1[0] for w1, _, _ in experts}) == EXPERTS
     assert len({w1[1] for w1, _, _ in experts}) == 1
-    assert [w2[1] for _, w2, _ in experts] == [pytest.approx(12 / 2688)] * EXPERTS
+    assert len({w2[1] for _, w2, _ in experts}) == 1
 
 
 def test_nothing_is_written_over(
-    kind: str, master: Path, maxima: dict[str, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, master: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "thesis").mkdir()
     with pytest.raises(SystemExit, match="1"):
-        exporting.main([kind, str(master), str(tmp_path / "thesis")])
-    assert "exists; choose another folder" in capsys.readouterr().err
+        exporting.main([str(master), str(tmp_path / "thesis")])
+    assert "thesis: exists already" in capsys.readouterr().err
     assert list((tmp_path / "thesis").iterdir()) == []
