@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import re
 import subprocess
+import threading
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.conftest import TESTS
 from tests.support.process import NYBBLE
-
-# Stands for the package on the path of another process; `build` makes the modules of the fake there.
-_PACKAGE = """
-import os, sys
-from tests.support.fake_tensorrt_llm.behaviour import Behaviour
-from tests.support.fake_tensorrt_llm.package import build
-behaviour = Behaviour(**{os.environ["FAULT"]: True} if os.environ["FAULT"] else {})
-sys.modules.update({name: module for name, module in build("1.4.0rc1", behaviour).items()})
-"""
-_NVIDIA_SMI = "#!/bin/sh\necho 'NVIDIA B200, 10.0, 184320, 580.95'\n"
+from tests.support.service import wait_until
+from tests.support.trtllm_process import fake_environment
 
 
 @pytest.mark.parametrize(
@@ -33,24 +26,56 @@ _NVIDIA_SMI = "#!/bin/sh\necho 'NVIDIA B200, 10.0, 184320, 580.95'\n"
 def test_a_broken_runtime_ends_the_process_with_a_status(
     fault: str, message: str, golden: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "tensorrt_llm.py").write_text(_PACKAGE)
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text(_NVIDIA_SMI)
-    smi.chmod(0o755)
-    environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("NYBBLE_")},
-        "PYTHONPATH": os.pathsep.join((str(tmp_path), str(TESTS.parent))),
-        "PATH": os.pathsep.join((str(tmp_path), os.environ["PATH"])),
-        "FAULT": fault,
-    }
     checkpoint = golden / "mixtral-nvfp4-modelopt"
     ended = subprocess.run(
         [NYBBLE, "serve", str(checkpoint), "--engine", "trtllm", "--port", "0", "--stall-timeout", "1"],
         capture_output=True,
         text=True,
         timeout=60,
-        env=environment,
+        env=fake_environment(tmp_path, fault=fault),
         check=False,
     )
     assert ended.returncode == 1, ended.stderr
     assert message in ended.stderr.splitlines()[-1]
+
+
+def test_a_rank_crash_while_serving_ends_the_process_with_a_status(golden: Path, tmp_path: Path) -> None:
+    """The warm-up has 2 tokens; the rank crashes amid the first answer."""
+    checkpoint = golden / "mixtral-nvfp4-modelopt"
+    process = subprocess.Popen(
+        [
+            NYBBLE,
+            "serve",
+            str(checkpoint),
+            "--engine",
+            "trtllm",
+            "--port",
+            "0",
+            "--served-model-name",
+            "tiny",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=fake_environment(tmp_path, fault="crash_after_tokens=10"),
+    )
+    lines: list[str] = []
+    assert process.stdout is not None
+    stream = process.stdout
+    reader = threading.Thread(target=lambda: lines.extend(stream), daemon=True)
+    reader.start()
+
+    def url() -> str:
+        found = re.search(r"listening on (http://\S+)", "".join(lines))
+        return found.group(1) if found else ""
+
+    with process:
+        wait_until(lambda: bool(url()), seconds=60, what="an address")
+        wait_until(lambda: httpx.get(f"{url()}/health/ready").status_code == 200, seconds=60, what="ready")
+        body = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 100, "ignore_eos": True}
+        answer = httpx.post(f"{url()}/v1/completions", json=body, timeout=30)
+        assert answer.status_code == 503
+        assert "rank 1 has crashed" in answer.text
+        assert process.wait(timeout=60) == 1
+        reader.join(timeout=10)
+    assert "rank 1 has crashed" in "".join(lines)

@@ -17,6 +17,7 @@ from tests.support.fake_tensorrt_llm.executor import Executor, Sequence
 from tests.support.fake_tensorrt_llm.releases import Release
 from tests.support.fake_tensorrt_llm.results import RequestError, RequestOutput
 from tests.support.fake_tensorrt_llm.torch_module import OutOfMemoryError
+from tests.support.fake_tensorrt_llm.workers import join_workers
 
 
 class IterationResult:
@@ -83,6 +84,7 @@ class _Base:
             raise ValueError(f"bad arguments for LLM: {error}") from None
         if not skip_tokenizer_init:
             raise AssertionError("the engine speaks token ids; it needs no tokenizer")
+        join_workers(self.args, self._behaviour)
         time.sleep(self._behaviour.load_seconds)
         if self._behaviour.is_out_of_memory:
             raise OutOfMemoryError("CUDA out of memory. Tried to allocate 1.75 GiB.")
