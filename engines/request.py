@@ -108,7 +108,8 @@ class SequenceTiming:
     num_preemptions: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen although nobody changes it: one is made for every token, and freezing takes five times as long.
+@dataclass(slots=True)
 class TokenOutput:
     """What one or more engine steps added to a sequence.
 

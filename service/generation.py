@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 
 from engines.base import Engine
 from engines.errors import EngineDead
-from engines.request import FinishReason, GenerationRequest, SamplingParams, TokenLogprob, TokenOutput
+from engines.request import (
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    SequenceTiming,
+    TokenLogprob,
+    TokenOutput,
+)
 from service.admission.expiry import Expired, until_expired
 from service.admission.ticket import Ticket
 from service.stop_strings import StopStringMatcher
@@ -20,7 +27,8 @@ from service.tokenizer import Tokenizer
 class TextRequest:
     """A prompt in ids and how to continue it as text. `stop` strings must not be empty.
 
-    `stop` is searched for only in the text of tokens after the first `sampling.min_tokens`.
+    `stop` is searched for only in the text of tokens after the first `sampling.min_tokens`. `with_tokens`
+    False leaves `TextOutput.tokens` empty, which is cheaper.
     """
 
     request_id: str
@@ -30,6 +38,7 @@ class TextRequest:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     priority: int = 0
+    with_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,8 @@ class TokenText:
     text_offset: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen although nobody changes it: one is made for every token, and freezing takes five times as long.
+@dataclass(slots=True)
 class TextOutput:
     """What was added to an answer. The last output, and only that one, has a `finish_reason`.
 
@@ -56,7 +66,7 @@ class TextOutput:
     once, given with or after the beginning of its text and at the latest in the last output. Not among them:
     a hidden special token that ended the sequence, and tokens that lie wholly in a stop string cut off.
     `prompt_logprobs` come once, with the first output. `stop_reason` is the stop string that matched, or the
-    id from `stop_token_ids`, or None.
+    id from `stop_token_ids`, or None. `timing` is the engine's, see `TokenOutput`.
     """
 
     text: str
@@ -67,6 +77,7 @@ class TextOutput:
     stop_reason: str | int | None
     num_cached_tokens: int
     token_ids: tuple[int, ...]
+    timing: SequenceTiming | None = None
 
 
 # The `stop_reason` of an answer that a time limit ended; its `finish_reason` is "length".
@@ -132,8 +143,24 @@ class _TextAssembler:
         self._num_tokens = 0
         self._num_characters = 0  # given out, not counting what is held back
         self._pending: deque[TokenText] = deque()
+        self._with_tokens = request.with_tokens
+        self._is_plain = not (request.with_tokens or request.stop)
 
     def add(self, output: TokenOutput) -> TextOutput:
+        """Take an output in. Without stop strings and token texts a token is but a look-up."""
+        token_ids = output.token_ids
+        if (
+            self._is_plain
+            and len(token_ids) == 1
+            and output.finish_reason is None
+            and output.prompt_logprobs is None
+        ):
+            text = self._detokenizer.push_token(token_ids[0])
+            num_cached_tokens = output.num_cached_tokens
+            return TextOutput(text, 1, (), None, None, None, num_cached_tokens, token_ids, output.timing)
+        return self._add(output)
+
+    def _add(self, output: TokenOutput) -> TextOutput:
         parts: list[str] = []
         matched: str | None = None
         num_consumed = 0
@@ -165,6 +192,7 @@ class _TextAssembler:
             stop_reason=stop_reason,
             num_cached_tokens=output.num_cached_tokens,
             token_ids=token_ids,
+            timing=output.timing,
         )
 
     def cut(self) -> TextOutput:
@@ -176,10 +204,11 @@ class _TextAssembler:
 
     def _add_token(self, token_id: int, logprob: TokenLogprob | None, parts: list[str]) -> str | None:
         """Take one token; returns the stop string it completes."""
-        offset = self._detokenizer.num_characters
-        self._pending.append(TokenText(token_id, self._tokenizer.token_text(token_id), logprob, offset))
+        if self._with_tokens:
+            offset = self._detokenizer.num_characters
+            self._pending.append(TokenText(token_id, self._tokenizer.token_text(token_id), logprob, offset))
         self._num_tokens += 1
-        return self._match(self._detokenizer.push((token_id,)), parts)
+        return self._match(self._detokenizer.push_token(token_id), parts)
 
     def _match(self, text: str, parts: list[str]) -> str | None:
         if self._num_tokens <= self._sampling.min_tokens:

@@ -17,7 +17,7 @@ from service.choices import UsageTally, generate_choices
 from service.generation import TextOutput, TextRequest
 from service.protocol.generation import GenerationFields
 from service.routes.delivery import Envelope
-from service.sse import frame
+from service.sse import FrameTemplate, frame
 from service.state import LoadedModel, ServiceState, service_state
 
 # Reserved for an answer whose length the client leaves open; the whole context would keep everybody else out.
@@ -87,6 +87,14 @@ class Answer(ABC):
     def _chunks(self, index: int, output: TextOutput) -> Iterable[dict[str, Any]]:
         """What a stream says about an output: the choices of none, one or more chunks."""
 
+    @abstractmethod
+    def _adds_text_only(self, index: int) -> bool:
+        """Whether an output for this choice that is not its last says nothing in a stream but its text."""
+
+    @abstractmethod
+    def _text_choice(self, index: int, text: str) -> dict[str, Any]:
+        """The choice of a chunk that says nothing but a text."""
+
     async def whole(self) -> dict[str, Any]:
         """The answer as one object."""
         async with aclosing(self._outputs()) as outputs:
@@ -99,20 +107,35 @@ class Answer(ABC):
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """The answer as events, then usage if asked for."""
-        include_usage = self._body.include_usage
+        templates: dict[int, FrameTemplate] = {}
         async with aclosing(self._outputs()) as outputs:
             async for index, output in outputs:
-                for choice in self._chunks(index, output):
-                    payload = self._envelope.as_json()
-                    payload["choices"] = [choice]
-                    if include_usage:
-                        payload["usage"] = None
-                    yield frame(payload)
-        if include_usage:
+                if output.finish_reason is None and self._adds_text_only(index):
+                    if output.text:
+                        template = templates.get(index)
+                        if template is None:
+                            template = templates[index] = self._template(index)
+                        yield template.fill(output.text)
+                    continue
+                # One piece for one output, so that the role does not leave without the first text.
+                data = b"".join(frame(self._chunk_payload(choice)) for choice in self._chunks(index, output))
+                if data:
+                    yield data
+        if self._body.include_usage:
             payload = self._envelope.as_json()
             payload["choices"] = []
             payload["usage"] = self._tally.as_json()
             yield frame(payload)
+
+    def _chunk_payload(self, choice: dict[str, Any]) -> dict[str, Any]:
+        payload = self._envelope.as_json()
+        payload["choices"] = [choice]
+        if self._body.include_usage:
+            payload["usage"] = None
+        return payload
+
+    def _template(self, index: int) -> FrameTemplate:
+        return FrameTemplate(lambda text: self._chunk_payload(self._text_choice(index, text)))
 
     async def _outputs(self) -> AsyncGenerator[tuple[int, TextOutput], None]:
         """Admission, preparation, generation; a place is held from the first step to the last."""

@@ -118,6 +118,7 @@ class ChatAnswer(Answer):
                 include_stop_str_in_output=bool(body.include_stop_str_in_output),
                 skip_special_tokens=body.skip_special_tokens is not False,
                 priority=self._intake.priority,
+                with_tokens=self._want_logprobs,
             )
             for choice in range(body.num_choices)
         ]
@@ -153,6 +154,12 @@ class ChatAnswer(Answer):
                 logprobs = {"content": chat_entries(output.tokens, self._model.tokenizer), "refusal": None}
             delta = {"content": output.text} if output.text else {}
             yield self._chunk(index, delta, logprobs, output)
+
+    def _adds_text_only(self, index: int) -> bool:
+        return not self._want_logprobs and index not in self._unopened
+
+    def _text_choice(self, index: int, text: str) -> dict[str, Any]:
+        return self._chunk(index, {"content": text})
 
     def _chunk(
         self,

@@ -130,6 +130,13 @@ class CompletionAnswer(Answer):
         if text or output.finish_reason is not None:
             yield _choice_json(index, self._answers[index], text, output)
 
+    def _adds_text_only(self, index: int) -> bool:
+        answer = self._answers[index]
+        return answer.started and answer.logprobs is None
+
+    def _text_choice(self, index: int, text: str) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": None, "stop_reason": None}
+
     def _read_prompts(self, model: LoadedModel) -> list[tuple[Prompt, str, list[int]]]:
         prompts = completion_prompts(model, self._body)
         if not self._body.echo:
@@ -171,6 +178,7 @@ class CompletionAnswer(Answer):
             include_stop_str_in_output=bool(body.include_stop_str_in_output),
             skip_special_tokens=body.skip_special_tokens is not False,
             priority=self._intake.priority,
+            with_tokens=body.logprobs is not None,
         )
 
 
