@@ -11,14 +11,14 @@ from fastapi import FastAPI
 
 from engines.base import Engine
 from engines.errors import EngineError
-from service.auth import ApiKeys, RequireApiKey
+from service.auth import RequireApiKey
 from service.body_limit import BodyLimit
 from service.chat_template import ChatTemplate
 from service.disconnect import stop_tasks
 from service.error_responses import install_error_handlers
 from service.openapi import DocumentedApp
 from service.request_context import RequestContext
-from service.routes import chat, completions, health, models, tokenization
+from service.routes import admin, chat, completions, health, models, tokenization
 from service.settings import ServiceSettings
 from service.state import LoadedModel, ServiceState
 from service.tokenizer import Tokenizer, TokenizerError
@@ -35,13 +35,14 @@ def create_app(settings: ServiceSettings, engine_factory: EngineFactory) -> Fast
     `app.state.service` is its ServiceState. When loading fails, the reason is in `lifecycle.failure`
     and the process that runs the app is expected to exit. Raises KeyFileError.
     """
-    keys = ApiKeys() if settings.api_key_file is None else ApiKeys.from_file(settings.api_key_file)
     state = ServiceState(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as opened:
             opened.callback(state.close)
+            if state.key_watch is not None:
+                await opened.enter_async_context(state.key_watch.running())
             beating = asyncio.create_task(state.heartbeat.run(state.look_after_engine))
             loading = asyncio.create_task(_load(state, engine_factory, opened))
             try:
@@ -60,12 +61,12 @@ def create_app(settings: ServiceSettings, engine_factory: EngineFactory) -> Fast
         redirect_slashes=False,
     )
     app.state.service = state
-    for family in (chat, completions, models, tokenization, health):
+    for family in (chat, completions, models, tokenization, health, admin):
         app.include_router(family.router)
     install_error_handlers(app, state.metrics)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_bytes), metrics=state.metrics)
-    app.add_middleware(RequireApiKey, keys=keys, metrics=state.metrics)
+    app.add_middleware(RequireApiKey, keys=state.keys, metrics=state.metrics)
     app.add_middleware(RequestContext, metrics=state.metrics)
     return app
 

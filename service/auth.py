@@ -1,87 +1,80 @@
-"""API keys. Once a key is configured every path needs one, known or not, but for an explicit public list."""
+"""Every path needs an API key with the path's scope, known path or not, but for an explicit public list."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Iterable
-from pathlib import Path
-
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.error_responses import send_error
-from service.errors import InvalidApiKey
+from service.errors import InvalidApiKey, MissingScope, ServiceError
+from service.keys import entry
+from service.keys.ring import Caller, KeyRing
 from service.metrics import ServiceMetrics
 
 PUBLIC_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup"})
 
+_ADMIN_PREFIX = "/admin"
+_METRICS_PATH = "/metrics"
 
-class KeyFileError(Exception):
-    """The key file cannot be read or holds no key."""
+
+def scope_of(path: str) -> entry.Scope:
+    """What a key must be good for; what nobody thought of needs the scope of the API itself."""
+    if path == _ADMIN_PREFIX or path.startswith(_ADMIN_PREFIX + "/"):
+        return entry.Scope.ADMIN
+    return entry.Scope.METRICS if path == _METRICS_PATH else entry.Scope.INFERENCE
 
 
-class ApiKeys:
-    """The keys, kept as SHA-256 digests only. Without any, everybody is let in."""
+def identify(keys: KeyRing, headers: Headers, path: str) -> Caller | None:
+    """Who asks; None where no keys are configured. Raises InvalidApiKey and MissingScope.
 
-    def __init__(self, keys: Iterable[str] = ()) -> None:
-        self._digests = tuple(_digest(key.encode()) for key in keys)
-
-    @classmethod
-    def from_file(cls, path: Path) -> ApiKeys:
-        """Read one key a line; empty lines and lines that begin with # are skipped. Raises KeyFileError."""
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise KeyFileError(f"cannot read the API key file {path}: {error}") from error
-        keys = [line for line in lines if line and not line.startswith("#")]
-        if not keys:
-            raise KeyFileError(
-                f"the API key file {path} holds no key; write one key a line or drop the option"
+    Without keys nobody can show to be an administrator: those paths are closed then.
+    """
+    scope = scope_of(path)
+    if not keys.required:
+        if scope is entry.Scope.ADMIN:
+            raise MissingScope(
+                "This path needs an API key with the scope admin; none is configured (--api-key-file)."
             )
-        return cls(keys)
-
-    @property
-    def required(self) -> bool:
-        """Whether requests need a key."""
-        return bool(self._digests)
-
-    def accepts(self, key: bytes) -> bool:
-        """Whether `key` is one of ours. Takes the same time whichever key it is, or none."""
-        presented = _digest(key)
-        found = False
-        for digest in self._digests:
-            found |= hmac.compare_digest(presented, digest)
-        return found
+        return None
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise InvalidApiKey("No API key was given; send it as `Authorization: Bearer KEY`.")
+    return keys.identify(key.strip().encode("latin-1"), scope)
 
 
 class RequireApiKey:
-    """ASGI middleware: 401 for any path outside PUBLIC_PATHS without a valid `Authorization: Bearer` key."""
+    """ASGI middleware: 401 or 403 for any path outside PUBLIC_PATHS without a key that is good for it.
 
-    def __init__(self, app: ASGIApp, *, keys: ApiKeys, metrics: ServiceMetrics) -> None:
+    The caller goes into `scope["state"]["caller"]`; answers tell where the key's rate limits stand.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, metrics: ServiceMetrics) -> None:
         self._app = app
         self._keys = keys
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer it with 401."""
-        if scope["type"] != "http" or not self._keys.required or scope["path"] in PUBLIC_PATHS:
+        """Pass the request on, or refuse it."""
+        if scope["type"] != "http" or scope["path"] in PUBLIC_PATHS:
             await self._app(scope, receive, send)
             return
         try:
-            self._check(Headers(scope=scope))
-        except InvalidApiKey as error:
+            caller = identify(self._keys, Headers(scope=scope), scope["path"])
+        except ServiceError as error:
             await send_error(error, send, self._metrics)
             return
-        await self._app(scope, receive, send)
+        if caller is None:
+            await self._app(scope, receive, send)
+            return
+        scope.setdefault("state", {})["caller"] = caller
 
-    def _check(self, headers: Headers) -> None:
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise InvalidApiKey("No API key was given; send it as `Authorization: Bearer KEY`.")
-        if not self._keys.accepts(key.strip().encode("latin-1")):
-            raise InvalidApiKey("The API key is not valid here.")
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # Copied: a stream's headers belong to its response object.
+                headers = MutableHeaders(raw=list(message["headers"]))
+                for name, value in caller.usage.headers().items():
+                    headers[name] = value
+                message = {**message, "headers": headers.raw}
+            await send(message)
 
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+        await self._app(scope, receive, send_with_limits)

@@ -17,9 +17,11 @@ from engines.base import Engine
 from engines.cli import register as register_engine_commands
 from engines.errors import EngineError
 from engines.registry import check_start, choose_engine, create_engine, engine_names
-from service.auth import KeyFileError
 from service.chat_template import ChatTemplateError
 from service.cli_generate import register as register_generate
+from service.exposure import ExposedWithoutKeys, check_exposure
+from service.keys.command import register as register_keys
+from service.keys.file import KeyFileError
 from service.settings import ServiceSettings
 from service.tokenizer import TokenizerError
 from service.version import package_version
@@ -41,7 +43,15 @@ class StartFailure(Exception):
 
 
 # Errors whose message is all the user needs.
-_EXPECTED = (EngineError, TokenizerError, ChatTemplateError, KeyFileError, StartFailure, OSError)
+_EXPECTED = (
+    EngineError,
+    TokenizerError,
+    ChatTemplateError,
+    KeyFileError,
+    ExposedWithoutKeys,
+    StartFailure,
+    OSError,
+)
 
 
 def main() -> None:
@@ -104,6 +114,9 @@ def serve(
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens in a step. [512]")] = None,
     prefix_caching: Annotated[
         bool | None, typer.Option(help="Reuse KV blocks of equal prefixes. [on]")
+    ] = None,
+    speculation: Annotated[
+        str | None, typer.Option(help="auto (guess tokens ahead where it pays) or off. [auto]")
     ] = None,
     num_threads: Annotated[int | None, typer.Option(help="0 means all physical cores. [0]")] = None,
     tensor_parallel_size: Annotated[
@@ -171,6 +184,7 @@ def serve(
         "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max_num_batched_tokens,
         "prefix_caching": prefix_caching,
+        "speculation": speculation,
         "num_threads": num_threads,
         "tensor_parallel_size": tensor_parallel_size,
         "pipeline_parallel_size": pipeline_parallel_size,
@@ -204,6 +218,7 @@ def run_server(settings: ServiceSettings) -> None:
     from service.server import DrainingServer, bind
 
     check_checkpoint(settings)
+    check_exposure(settings)
     web_app = create_app(settings, lambda: make_engine(settings))
     try:
         listener = bind(settings.host, settings.port)
@@ -251,4 +266,5 @@ def check_checkpoint(settings: ServiceSettings) -> None:
 
 
 register_generate(app)
+register_keys(app)
 register_engine_commands(app)

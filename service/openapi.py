@@ -16,21 +16,26 @@ Responses = dict[int | str, dict[str, Any]]
 _DESCRIPTIONS = {
     400: "The request is malformed, or a field has a value that cannot be served; `param` names it.",
     401: "No valid API key.",
+    403: "The API key lacks the scope that this path needs.",
     404: "No such model or path.",
     405: "The path does not know this method.",
+    408: "The request's own time limit passed before anything was generated.",
     413: "The body is too large.",
-    429: "Too many requests in flight; try again after `Retry-After` seconds.",
+    429: "A limit of the API key is reached; try again after `Retry-After` seconds.",
     500: "A fault of the server.",
-    503: "The model is loading, draining or gone; see `Retry-After`.",
+    503: "The server is full, loading, draining or gone; see `Retry-After`.",
+    504: "The server's own time limit passed before anything was generated.",
 }
 
 
 def error_responses(*statuses: int) -> Responses:
-    """Documentation of the error envelope under the given statuses."""
+    """Documentation of the error envelope under the given statuses; 403 comes with 401."""
+    if 401 in statuses:
+        statuses = (*statuses, 403)
     return {status: {"model": ErrorResponse, "description": _DESCRIPTIONS[status]} for status in statuses}
 
 
-GENERATION_ERRORS = error_responses(400, 401, 404, 413, 429, 500, 503)
+GENERATION_ERRORS = error_responses(400, 401, 404, 408, 413, 429, 500, 503, 504)
 
 
 def streamed_answer(chunk: type[BaseModel]) -> Responses:

@@ -19,6 +19,9 @@ from service.chat_template import ChatTemplate
 from service.cutoff import Cutoff
 from service.errors import ModelNotFound, NotReady
 from service.health import Health
+from service.keys.metrics import KeyMetrics
+from service.keys.ring import KeyRing
+from service.keys.watch import KeyWatch
 from service.lifecycle import Lifecycle, Phase
 from service.loop_heartbeat import LoopHeartbeat
 from service.metrics import ServiceMetrics
@@ -57,6 +60,8 @@ class ServiceState:
             liveness_seconds=settings.liveness_timeout_seconds,
         )
         self.metrics = ServiceMetrics(settings.model_names[0], vllm_names=settings.vllm_metric_names)
+        self.keys = KeyRing()
+        self.key_watch: KeyWatch | None = None
         self.timeouts = Timeouts(
             settings.queue_timeout_seconds,
             settings.first_token_timeout_seconds,
@@ -65,6 +70,11 @@ class ServiceState:
         self.admission = Admission(
             Bounds(settings.max_num_seqs, settings.max_queued_requests, settings.max_queued_tokens)
         )
+        self.keys.on_change = self.admission.set_flows
+        if settings.api_key_file is not None:
+            key_metrics = KeyMetrics(self.keys, self.metrics.registry)
+            self.key_watch = KeyWatch(settings.api_key_file, self.keys, key_metrics)
+            self.key_watch.load()
         self.metrics.watch_service(
             is_ready=lambda: self.lifecycle.phase is Phase.READY,
             num_in_flight=lambda: self.admission.num_in_flight,

@@ -172,9 +172,9 @@ class Admission:
             num_missing_tokens = self.num_queued_tokens + demand.num_work_tokens - max_tokens
             if num_missing_tokens > 0:
                 raise ServerOverloaded(
-                    f"The server is full: work of {self.num_queued_tokens} tokens waits, this request would "
-                    f"add {demand.num_work_tokens}, and at most {max_tokens} may wait. Try again after the time "
-                    "in the Retry-After header.",
+                    f"The server is full: work of {self.num_queued_tokens} tokens waits, at most {max_tokens}"
+                    f" may, and this request would add {demand.num_work_tokens}. Try again after the time in "
+                    "the Retry-After header.",
                     retry_after_seconds=self.drain_rate.wait_seconds(num_tokens=num_missing_tokens),
                 )
         self._refuse_beyond_share(flow, demand)

@@ -27,7 +27,7 @@ class KeyLimits:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """An entry of the key file. It may have several digests: the old and the new secret while one is replaced.
+    """An entry of the key file; with several digests while one secret is replaced by another.
 
     `priority`: lower is served first. `weight`: its share of the engine beside other keys'.
     """

@@ -77,8 +77,8 @@ class KeyUsage:
         limit = self._limits.max_concurrent_requests
         if limit is not None and self.num_running >= limit:
             raise RequestRateLimited(
-                f"The API key '{self.name}' has {self.num_running} requests running or waiting; at most {limit} "
-                "may at a time. Try again when one of them has ended.",
+                f"The API key '{self.name}' has {self.num_running} requests running or waiting, "
+                f"which is all it may have at a time ({limit}). Try again when one of them has ended.",
                 retry_after_seconds=1.0,
             )
         if self._requests is not None and (seconds := self._requests.seconds_until(1)) > 0:
@@ -94,8 +94,8 @@ class KeyUsage:
             return
         if num_tokens > bucket.per_minute:
             raise BadRequest(
-                f"The request may need {num_tokens} tokens (prompt and answers), more than the API key "
-                f"'{self.name}' may use in a minute ({bucket.per_minute}). Shorten it or lower its max_tokens.",
+                f"The request may need {num_tokens} tokens (prompt and answers), more than the API "
+                f"key '{self.name}' may use in a minute ({bucket.per_minute}). Shorten it or ask for less.",
                 param="max_tokens",
             )
         if (seconds := bucket.seconds_until(num_tokens)) > 0:

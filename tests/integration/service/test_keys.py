@@ -10,7 +10,8 @@ import httpx
 import openai
 import pytest
 
-from service.auth import PUBLIC_PATHS, ApiKeys, KeyFileError
+from service.auth import PUBLIC_PATHS, scope_of
+from service.keys.entry import Scope
 from tests.support.service import RunningServer, run_server
 
 
@@ -79,10 +80,32 @@ def test_no_keys_means_open(http: httpx.Client) -> None:
     assert http.get("/v1/models").status_code == 200
 
 
-def test_a_key_file_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(KeyFileError, match="cannot read"):
-        ApiKeys.from_file(tmp_path / "absent")
-    empty = tmp_path / "empty"
-    empty.write_text("# only a comment\n")
-    with pytest.raises(KeyFileError, match="holds no key"):
-        ApiKeys.from_file(empty)
+def test_without_keys_the_administrators_paths_are_closed(http: httpx.Client) -> None:
+    for method, path in (("GET", "/admin/keys"), ("POST", "/admin/keys/reload"), ("GET", "/admin/nothing")):
+        answer = http.request(method, path)
+        assert answer.status_code == 403
+        assert answer.json()["error"]["code"] == "missing_scope"
+
+
+@pytest.mark.parametrize(
+    ("path", "scope"),
+    [
+        ("/metrics", Scope.METRICS),
+        ("/metrics/", Scope.INFERENCE),
+        ("/admin", Scope.ADMIN),
+        ("/admin/keys", Scope.ADMIN),
+        ("/administrator", Scope.INFERENCE),
+        ("/v1/chat/completions", Scope.INFERENCE),
+        ("/nothing", Scope.INFERENCE),
+    ],
+)
+def test_each_path_needs_its_scope(path: str, scope: Scope) -> None:
+    assert scope_of(path) is scope
+
+
+def test_plain_keys_have_no_administrators_rights(guarded: RunningServer) -> None:
+    answer = httpx.get(f"{guarded.url}/admin/keys", headers={"Authorization": "Bearer first-key"})
+    assert answer.status_code == 403
+    assert "Missing scope: admin" in answer.json()["error"]["message"]
+    metrics = httpx.get(f"{guarded.url}/metrics", headers={"Authorization": "Bearer second-key"})
+    assert 'nybble_key_requests_total{key="key-2"}' in metrics.text

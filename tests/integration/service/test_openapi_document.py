@@ -30,6 +30,8 @@ OPERATIONS = [
     ("/health/startup", "GET"),
     ("/version", "GET"),
     ("/metrics", "GET"),
+    ("/admin/keys", "GET"),
+    ("/admin/keys/reload", "POST"),
 ]
 
 
@@ -56,7 +58,9 @@ def test_errors_keys_and_models_are_described(server: RunningServer) -> None:
             public = path.startswith("/health/")
             assert operation["security"] == ([] if public else [{"apiKey": []}, {}])
     chat = document["paths"]["/v1/chat/completions"]["post"]
-    assert set(chat["responses"]) == {"200", "400", "401", "404", "413", "429", "500", "503"}
+    assert set(chat["responses"]) == {
+        *("200", "400", "401", "403", "404", "408", "413", "429", "500", "503", "504")
+    }
     assert set(chat["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
     assert document["components"]["securitySchemes"]["apiKey"]["scheme"] == "bearer"
 
