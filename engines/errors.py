@@ -8,6 +8,7 @@ EngineError
 │   ├── NoFreeBlocks
 │   └── QueueFull
 ├── GenerationFailed          this sequence, not the engine: the others go on
+│   └── GrammarFailed
 ├── CheckpointError           the files on disk
 │   ├── MalformedCheckpoint
 │   └── UnsupportedCheckpoint
@@ -61,6 +62,10 @@ class QueueFull(Overloaded):
 
 class GenerationFailed(EngineError):
     """The model computed something unusable for this sequence (NaN logits, say)."""
+
+
+class GrammarFailed(GenerationFailed):
+    """The grammar turned out too complex to follow, or asks for what the vocabulary cannot spell."""
 
 
 class CheckpointError(EngineError):

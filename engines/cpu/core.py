@@ -12,7 +12,8 @@ from engines.cpu.logprobs import log_softmax, token_logprob
 from engines.cpu.model_runner import ModelRunner, SequenceLogits
 from engines.cpu.sampler import SequenceSampler
 from engines.cpu.step_times import StepTimes, step_kind
-from engines.errors import EngineError, GenerationFailed
+from engines.errors import EngineError, GenerationFailed, GrammarFailed
+from engines.grammar.constraint import Constraint
 from engines.request import FinishReason, GenerationRequest, SequenceTiming, TokenLogprob, TokenOutput
 from engines.scheduler import Scheduler, Sequence
 from engines.sequence_clock import SequenceClock
@@ -51,17 +52,25 @@ class EngineCore:
         """Whether a step would do anything."""
         return bool(self._generations)
 
-    def add(self, request: GenerationRequest, submitted_at: float | None = None) -> None:
+    def add(
+        self,
+        request: GenerationRequest,
+        submitted_at: float | None = None,
+        constraint: Constraint | None = None,
+    ) -> None:
         """Queue a checked request. Raises PromptTooLong when it could never fit the KV cache.
 
         `submitted_at` is the `time.perf_counter()` from which its time in the queue counts; None is now.
+        `constraint` is the beginning of the request's grammar, if it has one.
         """
         clock = SequenceClock(time.perf_counter() if submitted_at is None else submitted_at)
         sequence = self._scheduler.add(request)
         sampling = request.sampling
         eos_ids = frozenset() if sampling.ignore_eos else self.info.eos_token_ids
         stop_ids = eos_ids | sampling.stop_token_ids
-        sampler = SequenceSampler(sampling, request.prompt_token_ids, stop_ids, self.info.vocab_size)
+        sampler = SequenceSampler(
+            sampling, request.prompt_token_ids, stop_ids, self.info.vocab_size, constraint
+        )
         prompt_logprobs: list[TokenLogprob | None] | None = None
         if sampling.num_prompt_logprobs is not None:
             prompt_logprobs = [None]
@@ -130,7 +139,10 @@ class EngineCore:
             return None
         if not np.isfinite(result.last).all():
             return _non_finite_logits()
-        token_id = generation.sampler.sample(result.last)
+        try:
+            token_id = generation.sampler.sample(result.last)
+        except GrammarFailed as error:
+            return error
         generation.sampler.observe(token_id)
         return token_id
 

@@ -10,13 +10,15 @@ from dataclasses import replace
 from functools import partial
 
 from engines.base import Engine, EngineInfo, EngineOptions, EngineStats, LoadProgress
+from engines.cpu.constraints import Constraints
 from engines.cpu.core import StepOutput
 from engines.cpu.engine_thread import EngineThread
 from engines.cpu.load_tracker import LoadTracker
 from engines.cpu.startup import load_core
 from engines.errors import EngineDead, EngineError, EngineUnavailable, InvalidRequest, StartFailed
+from engines.grammar.constraint import Constraint
 from engines.output_stream import OutputStream
-from engines.request import GenerationRequest, TokenOutput
+from engines.request import FinishReason, GenerationRequest, TokenOutput
 from engines.request_checks import check_request
 
 
@@ -28,6 +30,8 @@ class CpuEngine(Engine):
         self._load_tracker = LoadTracker()
         self._info: EngineInfo | None = None
         self._thread: EngineThread | None = None
+        self._constraints: Constraints | None = None  # made for the first grammar
+        self._constraining: dict[str, asyncio.Task[Constraint]] = {}  # by key
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, OutputStream] = {}  # by key, see generate
         self._keys: dict[str, str] = {}  # request id -> key, of the requests in flight
@@ -75,7 +79,14 @@ class CpuEngine(Engine):
         stream = self._streams[key] = OutputStream()
         finished = False
         try:
-            thread.submit(replace(request, request_id=key))
+            constraint = None
+            if request.sampling.grammar is not None:
+                constraint = await self._constrain(key, request)
+                if constraint is None:
+                    finished = True
+                    yield TokenOutput((), finish_reason=FinishReason.ABORT)
+            if not finished:
+                thread.submit(replace(request, request_id=key), constraint)
             while not finished:
                 output = await stream.get()
                 finished = output.finish_reason is not None
@@ -91,12 +102,22 @@ class CpuEngine(Engine):
     async def abort(self, request_id: str) -> None:
         """See Engine.abort."""
         key = self._keys.get(request_id)
-        if key is not None and self._thread is not None:
+        if key in self._constraining:
+            self._constraining[key].cancel()
+        elif key is not None and self._thread is not None:
             await asyncio.wrap_future(self._thread.abort(key))
 
     def stats(self) -> EngineStats:
         """See Engine.stats."""
-        return self._thread.stats() if self._thread is not None else self._last_stats
+        stats = self._thread.stats() if self._thread is not None else self._last_stats
+        if self._constraints is None:
+            return stats
+        return replace(
+            stats,
+            num_waiting=stats.num_waiting + len(self._constraining),
+            num_grammar_compiles_total=self._constraints.num_compiles_total,
+            grammar_compile_seconds_total=self._constraints.compile_seconds_total,
+        )
 
     async def died(self) -> str:
         """See Engine.died. The engine thread may fall at any step, and between two of them."""
@@ -108,12 +129,28 @@ class CpuEngine(Engine):
         """See Engine.close."""
         if self._death is None:
             self._death = "the engine has been closed"
+        if self._constraints is not None:
+            self._constraints.close()
         thread = self._thread
         if thread is not None:
             await asyncio.to_thread(thread.stop)
             self._last_stats = thread.stats()
             self._thread = None  # and with it the model's memory
         self._fail_streams()
+
+    async def _constrain(self, key: str, request: GenerationRequest) -> Constraint | None:
+        """The beginning of the request's grammar, compiled; None when the request was aborted meanwhile."""
+        if self._constraints is None:
+            assert self._options.checkpoint is not None
+            self._constraints = Constraints(self._options.checkpoint, self.info)
+        task = self._constraining[key] = asyncio.create_task(self._constraints.begin(request))
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()
+            del self._constraining[key]
+        self._alive_thread()  # it may have died or been closed in the time
+        return None if task.cancelled() else task.result()
 
     def _alive_thread(self) -> EngineThread:
         if self._death is not None:

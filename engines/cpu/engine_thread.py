@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from engines.base import EngineStats
 from engines.cpu.core import EngineCore, StepOutput
 from engines.errors import EngineError
+from engines.grammar.constraint import Constraint
 from engines.request import GenerationRequest
 
 _logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ class _Submission:
 
     request: GenerationRequest
     submitted_at: float
+    constraint: Constraint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +62,11 @@ class EngineThread:
         """Begin to serve."""
         self._thread.start()
 
-    def submit(self, request: GenerationRequest) -> None:
-        """Hand a request over; its outputs go to `deliver`."""
+    def submit(self, request: GenerationRequest, constraint: Constraint | None = None) -> None:
+        """Hand a request over, with the beginning of its grammar; its outputs go to `deliver`."""
         with self._wakeup:
             self._num_submitted += 1
-            self._commands.append(_Submission(request, time.perf_counter()))
+            self._commands.append(_Submission(request, time.perf_counter(), constraint))
             self._wakeup.notify()
 
     def abort(self, request_id: str) -> Future[None]:
@@ -131,7 +133,7 @@ class EngineThread:
                 command.done.set_result(None)
                 continue
             try:
-                self._core.add(command.request, command.submitted_at)
+                self._core.add(command.request, command.submitted_at, command.constraint)
             except EngineError as error:
                 outputs.append((command.request.request_id, error))
             self._publish_stats(num_taken=1)

@@ -1,8 +1,8 @@
 """Choosing the next token of a sequence from its row of logits.
 
-Order: penalties and bias on the logits, then temperature, min-p, top-k, top-p, then one draw. The draw
-of a token depends on the request's seed and the token's position alone, so that a sequence is sampled
-the same alone, in a batch and after preemption.
+Order: penalties and bias on the logits, the grammar's mask, then temperature, min-p, top-k, top-p, then one
+draw. The draw of a token depends on the request's seed and the token's position alone, so that a sequence
+is sampled the same alone, in a batch and after preemption.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.grammar.constraint import BoolArray, Constraint
 from engines.request import SamplingParams
 
 Float32Array = NDArray[np.float32]
@@ -22,7 +23,8 @@ _NEVER = np.float32(-np.inf)
 class SequenceSampler:
     """The sampling state of one sequence: its parameters, its seed, and the tokens seen so far.
 
-    `stop_ids` are the ids that would end the sequence; they are withheld until `min_tokens` are out.
+    `stop_ids` are the ids that would end the sequence; they are withheld until `min_tokens` are out, or until
+    `constraint` allows nothing else.
     """
 
     def __init__(
@@ -31,8 +33,10 @@ class SequenceSampler:
         prompt_token_ids: Sequence[int],
         stop_ids: frozenset[int],
         vocab_size: int,
+        constraint: Constraint | None = None,
     ) -> None:
         self._params = params
+        self._constraint = constraint
         self._seed = secrets.randbits(63) if params.seed is None else params.seed % 2**63
         self._stop_ids = np.fromiter(stop_ids, np.int64, len(stop_ids))
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64, len(params.logit_bias))
@@ -52,11 +56,15 @@ class SequenceSampler:
             self._params.temperature == 0.0
             and self._bias_ids.size == 0
             and self._generated_counts is None
+            and self._constraint is None
             and not self._withholds_stop()
         )
 
     def sample(self, logits: Float32Array) -> int:
-        """The next token id for float32 [vocab_size] logits, which are left untouched."""
+        """The next token id for float32 [vocab_size] logits, which are left untouched.
+
+        Raises GrammarFailed when the grammar cannot be followed any further.
+        """
         if self.is_plain_greedy:
             return int(logits.argmax())
         adjusted = self._adjust(logits)
@@ -69,6 +77,8 @@ class SequenceSampler:
         self._num_generated += 1
         if self._generated_counts is not None:
             self._generated_counts[token_id] += 1
+        if self._constraint is not None and token_id not in self._stop_ids:
+            self._constraint.advance(token_id)
 
     def _withholds_stop(self) -> bool:
         return self._num_generated < self._params.min_tokens and self._stop_ids.size > 0
@@ -86,16 +96,32 @@ class SequenceSampler:
             adjusted -= np.float32(params.frequency_penalty) * counts
             adjusted -= np.float32(params.presence_penalty) * generated
         adjusted[self._bias_ids] += self._bias_values
-        if self._withholds_stop():
-            adjusted[self._stop_ids] = _NEVER
+        if self._constraint is None:
+            if self._withholds_stop():
+                adjusted[self._stop_ids] = _NEVER
+        else:
+            adjusted[~self._allowed(self._constraint)] = _NEVER
         return adjusted
+
+    def _allowed(self, constraint: Constraint) -> BoolArray:
+        """The grammar's mask, without the ends withheld where it leaves anything else."""
+        allowed = constraint.allowed()
+        if self._withholds_stop():
+            going_on: BoolArray = allowed.copy()
+            going_on[self._stop_ids] = False
+            if going_on.any():
+                return going_on
+        return allowed
 
     def _draw(self, logits: Float32Array) -> int:
         params = self._params
         # Subtract first: a tiny temperature must not overflow the largest logit.
         scaled = (logits - logits.max()).astype(np.float64) / params.temperature
-        candidates = np.flatnonzero(scaled >= np.log(params.min_p)) if params.min_p > 0.0 else None
-        if candidates is None:
+        if params.min_p > 0.0:
+            candidates = np.flatnonzero(scaled >= np.log(params.min_p))
+        elif self._constraint is not None:
+            candidates = np.flatnonzero(scaled > _NEVER)
+        else:
             candidates = np.arange(scaled.size)
         if 0 < params.top_k < candidates.size:
             candidates = _keep_top_k(scaled, candidates, params.top_k)

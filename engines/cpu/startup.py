@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from engines.base import EngineInfo, EngineOptions
 from engines.checkpoint.checkpoint import Checkpoint
@@ -17,8 +18,12 @@ from engines.cpu.linear import Linear, LinearOptions, build_linear
 from engines.cpu.load_tracker import LoadTracker
 from engines.cpu.model_runner import ModelRunner
 from engines.cpu.models.loader import load_decoder
+from engines.cpu.speculation.speculator import Speculator
 from engines.errors import StartFailed
+from engines.grammar.notation import ALL_KINDS
+from engines.grammar.vocabulary import TOKENIZER_FILE
 from engines.host_memory import available_memory_bytes
+from engines.request import GrammarKind
 from engines.scheduler import Scheduler, SchedulerConfig
 
 _logger = logging.getLogger(__name__)
@@ -78,10 +83,12 @@ def load_core(options: EngineOptions, tracker: LoadTracker | None = None) -> Eng
         block_size=options.block_size,
         num_blocks=num_blocks,
         max_num_seqs=options.max_num_seqs,
+        grammar_kinds=_grammar_kinds(options.checkpoint, config),
         details=(
             ("layout", checkpoint.layout.value),
             ("activations", options.activations),
             ("numerics", options.numerics),
+            ("speculation", options.speculation),
             ("isa", kernels.isa_name()),
             ("num_threads", str(kernels.num_threads())),
         ),
@@ -100,7 +107,15 @@ def load_core(options: EngineOptions, tracker: LoadTracker | None = None) -> Eng
         num_blocks * shape.block_bytes / 2**20,
     )
     runner = ModelRunner(model, cache, options.block_size)
-    return EngineCore(scheduler, runner, info, check_integrity=options.check_integrity)
+    speculator = Speculator() if options.speculation == "auto" else None
+    return EngineCore(scheduler, runner, info, speculator=speculator, check_integrity=options.check_integrity)
+
+
+def _grammar_kinds(directory: Path, config: ModelConfig) -> frozenset[GrammarKind]:
+    """All, where there are a vocabulary to spell with and a way to say that a text is complete."""
+    if config.eos_token_ids and (directory / TOKENIZER_FILE).is_file():
+        return ALL_KINDS
+    return frozenset()
 
 
 def _linear_bytes(checkpoint: Checkpoint) -> int:
@@ -131,6 +146,7 @@ def _check_options(options: EngineOptions) -> None:
     for name, value, allowed in (
         ("activations", options.activations, ("checkpoint", "bf16")),
         ("numerics", options.numerics, ("fast", "reference")),
+        ("speculation", options.speculation, ("auto", "off")),
     ):
         if value not in allowed:
             raise StartFailed(f"{name} {value!r} is unknown; expected one of: {', '.join(allowed)}")
