@@ -7,7 +7,7 @@ DEMO ?= examples/demo_model/checkpoints/mistral-mxfp4
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find engines/cpu/csrc -type f 2>/dev/null)
 
-.PHONY: serve test check format cpp-test interop clean
+.PHONY: serve test check format cpp-test interop image-test lock clean
 
 # Serve the built-in demo checkpoint on port $(PORT).
 serve: $(VENV)/.installed
@@ -41,6 +41,18 @@ cpp-test:
 	cmake -S . -B build/sanitize -DNYBBLE_PYTHON=OFF -DNYBBLE_KERNEL_TESTS=ON -DNYBBLE_SANITIZE=ON
 	cmake --build build/sanitize --parallel 2
 	build/sanitize/kernel_tests
+
+# Build the container image without Docker, look into it and run it without a network (root, buildah, debootstrap).
+image-test:
+	$(PYTHON) scripts/image_test.py
+
+# Renew the versions and hashes that the images are built from.
+LOCK := $(BIN)/uv pip compile --universal --python-version 3.12 --generate-hashes --no-emit-index-url \
+  --no-annotate --no-header --quiet --upgrade
+lock: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet uv
+	$(LOCK) pyproject.toml --output-file deploy/docker/requirements.txt
+	$(LOCK) deploy/docker/build-requirements.in --output-file deploy/docker/build-requirements.txt
 
 # Optional: our checkpoints in transformers + compressed-tensors (torch, in an environment of its own), and their
 # logits beside ours. Further checkpoints: make interop CHECKPOINTS="DIR ...".

@@ -6,6 +6,7 @@ The byte code is valid whatever the files' times say (unchecked hashes), so the 
 
 from __future__ import annotations
 
+import importlib
 import py_compile
 import runpy
 import sys
@@ -15,9 +16,8 @@ def main(arguments: list[str]) -> None:
     """Run the command `nybble ARGUMENTS` in this process, then compile every module it imported."""
     sys.dont_write_bytecode = True
     sys.argv = ["nybble", *arguments]
-    import service.app
-    import service.server
-
+    for module in ("service.app", "service.server"):
+        importlib.import_module(module)
     try:
         runpy.run_module("service.cli", run_name="service.cli")["main"]()
     except SystemExit as ended:

@@ -1,4 +1,4 @@
-"""Exit status 0 when the server in this container is live: Docker's HEALTHCHECK, without importing the package.
+"""Docker's HEALTHCHECK: status 0 when the server in this container is well. Imports nothing of the package.
 
     python healthcheck.py [live|ready|startup]
 

@@ -30,7 +30,8 @@ def deb_components() -> list[dict[str, Any]]:
     components = []
     for line in sorted(listing.splitlines()):
         name, version, architecture = line.split("\t")
-        purl = f"pkg:deb/{distribution}/{name}@{quote(version, safe='')}?arch={architecture}&distro={release_name}"
+        qualifiers = f"arch={architecture}&distro={release_name}"
+        purl = f"pkg:deb/{distribution}/{name}@{quote(version, safe='')}?{qualifiers}"
         components.append(
             {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
         )
