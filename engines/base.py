@@ -20,8 +20,10 @@ class EngineOptions:
     `activations`: "checkpoint" quantises activations as the checkpoint declares (W4A4); "bf16" does not.
     `numerics`: "fast" may use bfloat16 outside the FP4 operands; "reference" keeps float32 everywhere.
     `kv_cache_memory_bytes` None lets the engine choose. `num_threads` 0 means all physical cores.
-    `tensor_parallel_size` is the number of GPUs each layer is split over, `pipeline_parallel_size` the number
-    of groups of layers, and `gpus_per_node` the GPUs of each machine of several (None: those of this one).
+    `speculation` "auto" lets an engine guess tokens ahead where that pays, "off" forbids it; the output is
+    the same. `tensor_parallel_size` is the number of GPUs each layer is split over, `pipeline_parallel_size`
+    the number of groups of layers, and `gpus_per_node` the GPUs of each machine of several (None: those of
+    this one).
     An engine that has made no progress on running requests for `stall_timeout_seconds` (and the time their
     prompts may take) is given up.
     `echo_faults` is for drills with the echo engine, see `engines.echo_faults`.
@@ -37,6 +39,7 @@ class EngineOptions:
     max_num_batched_tokens: int = 512
     prefix_caching: bool = True
     num_threads: int = 0
+    speculation: str = "auto"
     check_integrity: bool = False
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
@@ -96,6 +99,8 @@ class EngineStats:
     num_cached_prompt_tokens_total: int = 0
     num_generated_tokens_total: int = 0
     num_steps_total: int = 0
+    num_draft_tokens_total: int = 0
+    num_accepted_draft_tokens_total: int = 0
     num_grammar_compiles_total: int = 0
     grammar_compile_seconds_total: float = 0.0
     step_seconds: Mapping[StepKind, Histogram] = field(default_factory=dict)

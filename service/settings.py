@@ -30,6 +30,7 @@ class ServiceSettings(BaseSettings):
     max_num_seqs: int = Field(default=64, ge=1)
     max_num_batched_tokens: int = Field(default=512, ge=1)
     prefix_caching: bool = True
+    speculation: Literal["auto", "off"] = "auto"
     num_threads: int = Field(default=0, ge=0)
     check_integrity: bool = False
     tensor_parallel_size: int = Field(default=1, ge=1)
@@ -102,6 +103,7 @@ class ServiceSettings(BaseSettings):
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             prefix_caching=self.prefix_caching,
+            speculation=self.speculation,
             num_threads=self.num_threads,
             check_integrity=self.check_integrity,
             tensor_parallel_size=self.tensor_parallel_size,

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
+from numpy.typing import NDArray
 
-from engines.base import EngineInfo, EngineStats
+from engines.base import EngineInfo, EngineStats, StepKind
 from engines.cpu.logprobs import log_softmax, token_logprob
 from engines.cpu.model_runner import ModelRunner, SequenceLogits
 from engines.cpu.sampler import SequenceSampler
+from engines.cpu.speculation.speculator import Speculator
 from engines.cpu.step_times import StepTimes, step_kind
 from engines.errors import EngineError, GenerationFailed, GrammarFailed
 from engines.grammar.constraint import Constraint
 from engines.request import FinishReason, GenerationRequest, SequenceTiming, TokenLogprob, TokenOutput
-from engines.scheduler import Scheduler, Sequence
+from engines.scheduler import Batch, Scheduler, Sequence
 from engines.sequence_clock import SequenceClock
 
 StepOutput = tuple[str, TokenOutput | EngineError]
@@ -36,16 +39,27 @@ class EngineCore:
     """Scheduler, model runner and samplers of one model. Owned by one thread."""
 
     def __init__(
-        self, scheduler: Scheduler, runner: ModelRunner, info: EngineInfo, *, check_integrity: bool = False
+        self,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        info: EngineInfo,
+        *,
+        speculator: Speculator | None = None,
+        check_integrity: bool = False,
     ) -> None:
         self.info = info
         self._scheduler = scheduler
         self._runner = runner
+        self._speculator = speculator
         self._check_integrity = check_integrity
         self._generations: dict[str, _Generation] = {}
         self._num_generated_tokens = 0
         self._num_steps = 0
         self._step_times = StepTimes()
+
+    def use_speculator(self, speculator: Speculator | None) -> None:
+        """Guess with another speculator, or not at all, from the next step on."""
+        self._speculator = speculator
 
     @property
     def has_work(self) -> bool:
@@ -80,16 +94,16 @@ class EngineCore:
 
     def abort(self, request_id: str) -> TokenOutput | None:
         """Drop a request and free what it holds; its last output, None when there is none of that id."""
-        self._scheduler.abort(request_id)
-        generation = self._generations.pop(request_id, None)
+        generation = self._generations.get(request_id)
         if generation is None:
             return None
+        self._end(generation.sequence)
         return TokenOutput((), finish_reason=FinishReason.ABORT, timing=_timing(generation))
 
     def step(self) -> list[StepOutput]:
         """Run one batch and return what it gave each sequence that got a token or ended."""
         began = time.perf_counter()
-        batch = self._scheduler.schedule()
+        batch = self._schedule()
         outputs: list[StepOutput] = []
         if batch.scheduled:
             for chunk in batch:
@@ -98,18 +112,27 @@ class EngineCore:
             results = self._runner.run(batch)
             sampled = [self._sample(result) for result in results]
             tokens = {
-                result.scheduled.sequence.request_id: (token_id,)
-                for result, token_id in zip(results, sampled, strict=True)
-                if isinstance(token_id, int)
+                result.scheduled.sequence.request_id: token_ids
+                for result, token_ids in zip(results, sampled, strict=True)
+                if isinstance(token_ids, tuple)
             }
             self._scheduler.complete(batch, tokens)
-            for result, token_id in zip(results, sampled, strict=True):
-                outputs.extend(self._emit(result, token_id))
+            seconds = time.perf_counter() - began
+            if self._speculator is not None and kind is StepKind.DECODE:
+                self._speculator.end_step(batch, tokens, seconds)
+            for result, token_ids in zip(results, sampled, strict=True):
+                outputs.extend(self._emit(result, token_ids))
             self._step_times.record(kind, time.perf_counter() - began)
         self._num_steps += 1
         if self._check_integrity:
             self._scheduler.check_integrity()
         return outputs
+
+    def _schedule(self) -> Batch:
+        if self._speculator is None:
+            return self._scheduler.schedule()
+        self._speculator.begin_step(self._scheduler.stats.num_running)
+        return self._scheduler.schedule(self._speculator.draft)
 
     def stats(self) -> EngineStats:
         """Gauges and totals as of now."""
@@ -124,27 +147,46 @@ class EngineCore:
             num_cached_prompt_tokens_total=stats.num_cached_prompt_tokens_total,
             num_generated_tokens_total=self._num_generated_tokens,
             num_steps_total=self._num_steps,
+            num_draft_tokens_total=0 if self._speculator is None else self._speculator.num_drafts_total,
+            num_accepted_draft_tokens_total=(
+                0 if self._speculator is None else self._speculator.num_confirmed_total
+            ),
             step_seconds=self._step_times.snapshot(),
         )
 
-    def _sample(self, result: SequenceLogits) -> int | EngineError | None:
-        """The next token; None when the sequence is still being prefilled or wants no token."""
+    def _sample(self, result: SequenceLogits) -> tuple[int, ...] | EngineError | None:
+        """The next tokens; None when the sequence is still being prefilled or wants no token."""
         sequence = result.scheduled.sequence
         generation = self._generations[sequence.request_id]
         if result.prompt is not None and generation.prompt_logprobs is not None:
             if not np.isfinite(result.prompt).all():
                 return _non_finite_logits()
             self._collect_prompt_logprobs(generation, result)
-        if result.last is None or sequence.request.sampling.max_tokens == 0:
+        if result.following is None or sequence.request.sampling.max_tokens == 0:
             return None
-        if not np.isfinite(result.last).all():
-            return _non_finite_logits()
         try:
-            token_id = generation.sampler.sample(result.last)
+            return self._sample_rows(generation, result.following, result.scheduled.draft_token_ids)
         except GrammarFailed as error:
             return error
-        generation.sampler.observe(token_id)
-        return token_id
+
+    @staticmethod
+    def _sample_rows(
+        generation: _Generation, rows: NDArray[np.float32], drafts: tuple[int, ...]
+    ) -> tuple[int, ...] | EngineError:
+        """A token from each row, up to the first that is not the one guessed, or ends the sequence.
+
+        A token is drawn as it would be without drafts: guesses change how fast tokens come, never which.
+        """
+        token_ids: list[int] = []
+        for row, draft in zip_longest(rows, drafts):
+            if not np.isfinite(row).all():
+                return _non_finite_logits()
+            token_id = generation.sampler.sample(row)
+            generation.sampler.observe(token_id)
+            token_ids.append(token_id)
+            if token_id != draft or token_id in generation.stop_ids:
+                break
+        return tuple(token_ids)
 
     def _collect_prompt_logprobs(self, generation: _Generation, result: SequenceLogits) -> None:
         """The row of position p judges the prompt token at p + 1."""
@@ -158,27 +200,31 @@ class EngineCore:
                 token_id = sequence.token_ids[position]
                 generation.prompt_logprobs.append(token_logprob(log_softmax(row), token_id, num_top))
 
-    def _emit(self, result: SequenceLogits, token_id: int | EngineError | None) -> list[StepOutput]:
+    def _emit(
+        self, result: SequenceLogits, token_ids: tuple[int, ...] | EngineError | None
+    ) -> list[StepOutput]:
         sequence = result.scheduled.sequence
         request_id, sampling = sequence.request_id, sequence.request.sampling
         generation = self._generations[request_id]
-        if isinstance(token_id, EngineError):
-            self._scheduler.finish(sequence)
-            del self._generations[request_id]
-            return [(request_id, token_id)]
-        if token_id is None:
-            if result.last is None:
+        if isinstance(token_ids, EngineError):
+            self._end(sequence)
+            return [(request_id, token_ids)]
+        if token_ids is None:
+            if result.following is None:
                 return []
             return [self._finish(sequence, FinishReason.LENGTH)]
-        self._num_generated_tokens += 1
+        self._num_generated_tokens += len(token_ids)
         logprobs = None
         if sampling.num_logprobs is not None:
-            assert result.last is not None
-            logprobs = (token_logprob(log_softmax(result.last), token_id, sampling.num_logprobs),)
-        reason = self._finish_reason(generation, token_id)
+            assert result.following is not None
+            logprobs = tuple(
+                token_logprob(log_softmax(row), token_id, sampling.num_logprobs)
+                for row, token_id in zip(result.following, token_ids, strict=False)
+            )
+        reason = self._finish_reason(generation, token_ids[-1])
         is_first = generation.clock.first_token(time.perf_counter())
         output = TokenOutput(
-            (token_id,),
+            token_ids,
             logprobs,
             self._take_prompt_logprobs(generation),
             reason,
@@ -186,8 +232,7 @@ class EngineCore:
             _timing(generation) if is_first or reason is not None else None,
         )
         if reason is not None:
-            self._scheduler.finish(sequence)
-            del self._generations[request_id]
+            self._end(sequence)
         return [(request_id, output)]
 
     def _finish_reason(self, generation: _Generation, token_id: int) -> FinishReason | None:
@@ -203,12 +248,19 @@ class EngineCore:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> StepOutput:
         """End a sequence that got no token in this step."""
-        generation = self._generations.pop(sequence.request_id)
-        self._scheduler.finish(sequence)
+        generation = self._generations[sequence.request_id]
+        self._end(sequence)
         prompt_logprobs = self._take_prompt_logprobs(generation)
         return sequence.request_id, TokenOutput(
             (), None, prompt_logprobs, reason, sequence.num_cached_tokens, _timing(generation)
         )
+
+    def _end(self, sequence: Sequence) -> None:
+        """Free what the sequence holds and forget it."""
+        self._scheduler.finish(sequence)
+        del self._generations[sequence.request_id]
+        if self._speculator is not None:
+            self._speculator.forget(sequence.request_id)
 
     @staticmethod
     def _take_prompt_logprobs(generation: _Generation) -> tuple[TokenLogprob | None, ...] | None:

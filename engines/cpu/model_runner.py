@@ -18,13 +18,14 @@ class SequenceLogits:
     """What a step computed for one sequence.
 
     `prompt` are the rows of the prompt positions in this chunk when their log-probabilities are wanted,
-    float32 [num_tokens, vocab_size] starting at the chunk's first position; `last` is the row to sample
-    from, float32 [vocab_size], when the chunk reached the newest token.
+    float32 [num_tokens, vocab_size] starting at the chunk's first position; `following` are the rows to
+    sample from, float32 [1 + number of drafts, vocab_size], when the chunk reached the newest token: its row
+    and those of the drafts after it.
     """
 
     scheduled: ScheduledSequence
     prompt: NDArray[np.float32] | None
-    last: NDArray[np.float32] | None
+    following: NDArray[np.float32] | None
 
 
 class ModelRunner:
@@ -48,7 +49,7 @@ class ModelRunner:
                 SequenceLogits(
                     scheduled,
                     prompt=rows if scheduled.sequence.wants_prompt_logits else None,
-                    last=rows[-1] if scheduled.needs_logits else None,
+                    following=rows[-1 - len(scheduled.draft_token_ids) :] if scheduled.needs_logits else None,
                 )
             )
         return results
@@ -83,7 +84,7 @@ class ModelRunner:
 
 
 def _num_logits_rows(scheduled: ScheduledSequence) -> int:
-    """All rows of the chunk when prompt log-probabilities are wanted, else the last one if it is needed."""
+    """All rows of the chunk when prompt log-probabilities are wanted, else those that are sampled from."""
     if scheduled.sequence.wants_prompt_logits:
         return scheduled.num_tokens
-    return 1 if scheduled.needs_logits else 0
+    return 1 + len(scheduled.draft_token_ids) if scheduled.needs_logits else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from engines.cpu.speculation.ledger import MAX_DRAFTS, SpeculationLedger
 from engines.cpu.speculation.prompt_lookup import PromptLookup
 from engines.scheduler import Batch, Sequence
@@ -57,13 +59,13 @@ class Speculator:
         self._num_left -= len(token_ids)
         return token_ids
 
-    def end_step(self, batch: Batch, num_sampled: dict[str, int], seconds: float) -> None:
-        """The outcome of a step that only decoded: tokens given to each sequence, and the step's time."""
+    def end_step(self, batch: Batch, sampled: Mapping[str, tuple[int, ...]], seconds: float) -> None:
+        """The outcome of a step that only decoded: the tokens each sequence got, and the step's time."""
         num_drafts = num_confirmed = 0
         for chunk in batch:
             sequence = chunk.sequence
             if chunk.draft_token_ids:
-                confirmed = max(0, num_sampled.get(sequence.request_id, 0) - 1)
+                confirmed = max(0, len(sampled.get(sequence.request_id, ())) - 1)
                 self._sequences[sequence.request_id].judge(len(chunk.draft_token_ids), confirmed)
                 num_drafts += len(chunk.draft_token_ids)
                 num_confirmed += confirmed

@@ -81,7 +81,7 @@ class Machine:
         tokens.append(self.rng.randrange(2))  # two words only: there is always something to guess
         scheduler.complete(batch, {"r": tokens})
         seconds = decode_seconds(chunk.num_tokens, 1, self.row_cost)
-        self.speculator.end_step(batch, {"r": len(tokens)}, seconds)
+        self.speculator.end_step(batch, {"r": tuple(tokens)}, seconds)
         self.seconds += seconds
         self.num_tokens += len(tokens)
 
