@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engines.errors import EngineDead
@@ -91,7 +91,6 @@ async def _measured(
     async with aclosing(_in_turn(model, requests[index], index, ticket)) as outputs:
         async for output in outputs:
             if output.num_new_tokens:
-                ticket.count_generated(index, output.num_new_tokens)
                 now = time.perf_counter()
                 if previous is None:
                     metrics.time_to_first_token_seconds.observe(now - arrived)
@@ -113,14 +112,24 @@ async def _measured(
 async def _in_turn(
     model: LoadedModel, request: TextRequest, index: int, ticket: Ticket
 ) -> AsyncGenerator[TextOutput, None]:
+    last = NOTHING_IN_TIME
     try:
-        async with ticket.turn(index):
+        async with ticket.turn(index) as waited_seconds:
             outputs = generate_text(model.engine, model.tokenizer, request, ticket=ticket)
             async with aclosing(outputs):
                 async for output in outputs:
+                    ticket.count_generated(index, output.num_new_tokens)
+                    if output.finish_reason is not None:
+                        last = output
+                        break
                     yield output
-    except Expired:  # while waiting for the turn
-        yield NOTHING_IN_TIME
+            if last.timing is not None:
+                queue_seconds = last.timing.queue_seconds + waited_seconds
+                last = replace(last, timing=replace(last.timing, queue_seconds=queue_seconds))
+    except Expired:
+        pass  # while it waited for its turn
+    # After the turn, so that a client that is slow to take the end keeps nobody waiting.
+    yield last
 
 
 def _ending(output: TextOutput) -> str:
