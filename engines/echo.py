@@ -60,6 +60,7 @@ class EchoEngine(Engine):
         self._died = asyncio.Event()
         self._going = asyncio.Event()  # cleared while the engine hangs
         self._going.set()
+        self._has_faults = False
         self._has_hung = False
         self._streams: dict[str, _Stream] = {}
         self._waiting: deque[_Stream] = deque()
@@ -76,6 +77,7 @@ class EchoEngine(Engine):
         """
         options = self._options
         self._faults = EchoFaults.parse(options.echo_faults)
+        self._has_faults = self._faults != EchoFaults()
         self._seconds_per_token = self._faults.step_seconds or self._seconds_per_token
         self._load_started = time.monotonic()
         try:
@@ -128,19 +130,17 @@ class EchoEngine(Engine):
                 stream.is_asked = True
                 # Without this pause a consumer that never waits would keep all others from running.
                 await asyncio.sleep(self._seconds_per_token)
-                await self._misbehave(stream, "tokens", self._num_generated_tokens)
+                if self._has_faults:
+                    await self._misbehave(stream, "tokens", self._num_generated_tokens)
                 if stream.is_ended:
                     break
-                output = made
-                if clock.first_token_at is None or made.finish_reason is not None:
-                    output = _timed(made, clock)
-                self._num_generated_tokens += len(output.token_ids)
-                if output.finish_reason is not None:
-                    self._leave(stream)
+                self._num_generated_tokens += len(made.token_ids)
                 stream.is_asked = False
-                yield output
-                if output.finish_reason is not None:
+                if made.finish_reason is not None:
+                    self._leave(stream)
+                    yield _timed(made, clock)
                     return
+                yield made if clock.first_token_at is not None else _timed(made, clock)
             if stream.error is not None:
                 raise stream.error
             yield TokenOutput(
@@ -317,6 +317,9 @@ def _outputs(request: GenerationRequest, info: EngineInfo) -> Iterator[TokenOutp
             reason = FinishReason.STOP
         elif num_generated == max_tokens:
             reason = FinishReason.LENGTH
+        if reason is None and num_generated > 1 and sampling.num_logprobs is None:
+            yield TokenOutput((token_id,))
+            continue
         yield TokenOutput(
             token_ids=(token_id,),
             logprobs=None

@@ -17,6 +17,7 @@ from service.cutoff import LAST_WORD_SECONDS, Cutoff
 from service.disconnect import client_gone, stop_tasks
 from service.error_responses import error_response, report
 from service.metrics import ServiceMetrics
+from service.outbox import Outbox
 
 DONE = b"data: [DONE]\n\n"
 HEARTBEAT = b": keep-alive\n\n"
@@ -65,7 +66,6 @@ class EventStream(Response):
         self._metrics = metrics
         self._cutoff = cutoff
         self._heartbeat_seconds = heartbeat_seconds
-        self._last_sent = 0.0
         self._started = False
         self.status_code = 200
         self.background = None
@@ -75,9 +75,11 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run until the frames or the client end."""
-        producing = asyncio.create_task(self._produce(scope, receive, send))
+        outbox = Outbox(send)
+        producing = asyncio.create_task(self._produce(outbox, scope, receive, send))
         watching = asyncio.create_task(client_gone(receive))
-        beating = asyncio.create_task(self._beat(send))
+        sending = asyncio.create_task(outbox.run())
+        beating = asyncio.create_task(self._beat(outbox, send))
         cut = self._cutoff.waiter()
         try:
             await asyncio.wait((producing, watching, cut), return_when=asyncio.FIRST_COMPLETED)
@@ -86,51 +88,52 @@ class EventStream(Response):
             elif watching.done() or self._cutoff.error is None:
                 self._metrics.cancelled.inc()
             else:
-                await stop_tasks(producing, beating)
+                await stop_tasks(producing, sending, beating)
                 # A client that reads nothing learns nothing.
                 with contextlib.suppress(asyncio.TimeoutError):
-                    last_word = self._fail(self._cutoff.error, scope, receive, send)
+                    last_word = self._fail(self._cutoff.error, outbox, scope, receive, send)
                     await asyncio.wait_for(last_word, LAST_WORD_SECONDS)
         finally:
             self._cutoff.release(cut)
-            await stop_tasks(producing, watching, beating)
+            await stop_tasks(producing, watching, sending, beating)
 
-    async def _produce(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _produce(self, outbox: Outbox, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with aclosing(self._frames) as frames:
                 async for data in frames:
                     if not self._started:
                         await self._start(send)
-                    self._last_sent = asyncio.get_running_loop().time()
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                    if outbox.put(data):
+                        await outbox.flush()
         except Exception as error:
-            await self._fail(error, scope, receive, send)
+            await self._fail(error, outbox, scope, receive, send)
             return
         if not self._started:
             await self._start(send)
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        outbox.put(DONE)
+        await outbox.flush(is_last=True)
 
-    async def _fail(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _fail(
+        self, error: Exception, outbox: Outbox, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         if not self._started:
             self._started = True
             await error_response(error, self._metrics)(scope, receive, send)
             return
-        body = frame(report(error, self._metrics).body)
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        outbox.put(frame(report(error, self._metrics).body) + DONE)
+        await outbox.flush(is_last=True)
 
     async def _start(self, send: Send) -> None:
         self._started = True
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
-    async def _beat(self, send: Send) -> None:
+    async def _beat(self, outbox: Outbox, send: Send) -> None:
         loop = asyncio.get_running_loop()
-        self._last_sent = loop.time()
         while True:
-            await asyncio.sleep(self._last_sent + self._heartbeat_seconds - loop.time())
-            if loop.time() - self._last_sent < self._heartbeat_seconds:
+            await asyncio.sleep(outbox.last_sent + self._heartbeat_seconds - loop.time())
+            if loop.time() - outbox.last_sent < self._heartbeat_seconds:
                 continue
             if not self._started:
                 await self._start(send)
-            self._last_sent = loop.time()
-            await send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
+            outbox.put(HEARTBEAT)
+            await outbox.flush()

@@ -1,0 +1,68 @@
+"""What one stream has to send: at once while there is time, together when the pieces come fast."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import Send
+
+# A writing costs more than making what is written. Pieces that follow each other faster than this leave
+# together, so none is later by more; tokens that come at reading speed never wait.
+GAP_SECONDS = 0.005
+
+_MAX_PENDING_BYTES = 64 * 1024
+
+
+class Outbox:
+    """Pieces of a response's body on their way to an ASGI `send`, in order. Used from one event loop.
+
+    `put` takes a piece; when it returns True the caller has to await `flush`. `run` belongs into a task of
+    its own: it sends what was left to wait. A reader who is behind gets the pieces in larger lots, and more
+    than 64 KiB of them are not kept: then `put` asks for a flush, which waits for the reader.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._pending: list[bytes] = []
+        self._num_pending_bytes = 0
+        self._not_before = 0.0
+        self._is_waiting = False
+        self._due = asyncio.Event()
+        self._sending = asyncio.Lock()
+        self.last_sent = self._loop.time()
+
+    def put(self, data: bytes) -> bool:
+        """Take a piece; whether it has to be flushed now."""
+        self._pending.append(data)
+        self._num_pending_bytes += len(data)
+        if self._is_waiting:
+            return self._num_pending_bytes > _MAX_PENDING_BYTES
+        now = self._loop.time()
+        if now >= self._not_before:
+            return True
+        self._is_waiting = True
+        self._loop.call_at(self._not_before, self._due.set)
+        return False
+
+    async def flush(self, *, is_last: bool = False) -> None:
+        """Send all pieces as one; the last lot ends the body."""
+        async with self._sending:
+            body = b"".join(self._pending)
+            self._pending.clear()
+            self._num_pending_bytes = 0
+            if body or is_last:
+                self.last_sent = now = self._loop.time()
+                self._not_before = now + GAP_SECONDS
+                await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
+
+    async def run(self) -> None:
+        """Flush whatever is due, for ever."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            await self.flush()
+            self._is_waiting = False
+            if self._pending:  # came while the reader was waited for
+                self._is_waiting = True
+                self._due.set()
