@@ -13,6 +13,7 @@ from rich.text import Text
 
 from engines.checkpoint.inspection import Inspection
 from engines.checkpoint.inspection import inspect as inspect_checkpoint
+from engines.cli_bench import register as register_bench
 from engines.cli_build import register as register_build
 from engines.cli_convert import register as register_convert
 from engines.cli_doctor import register as register_doctor
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
     register_doctor(app)
     register_build(app)
     register_plan(app)
+    register_bench(app)
 
 
 def inspect(

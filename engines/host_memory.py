@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
+_OWN_STATUS = Path("/proc/self/status")
+_OWN_REFERENCES = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # proc(5), clear_refs
 _WHEN_UNTOLD_BYTES = 4 * 2**30
 
 
@@ -30,3 +34,17 @@ def available_memory_bytes() -> int:
         return read_meminfo().get("MemAvailable", _WHEN_UNTOLD_BYTES)
     except OSError:
         return _WHEN_UNTOLD_BYTES
+
+
+def peak_resident_bytes() -> int | None:
+    """The most memory this process has held since its start or `reset_peak_resident`; None where untold."""
+    try:
+        return parse_meminfo(_OWN_STATUS.read_text(encoding="utf-8")).get("VmHWM")
+    except OSError:
+        return None
+
+
+def reset_peak_resident() -> None:
+    """Let `peak_resident_bytes` count from now on, where the kernel can."""
+    with contextlib.suppress(OSError):
+        _OWN_REFERENCES.write_text(_RESET_PEAK, encoding="ascii")

@@ -1,0 +1,1 @@
+"""Measuring a checkpoint on this machine: its limits, the engine by itself, and the service over HTTP."""

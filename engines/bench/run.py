@@ -1,0 +1,136 @@
+"""The whole benchmark of a checkpoint, in the order in which its figures need each other."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+
+from engines.base import Engine, EngineOptions
+from engines.bench.limits import measured_device, phases
+from engines.bench.offline import OfflineBenchmark, OfflineRates
+from engines.bench.over_http import HttpBenchmark
+from engines.bench.phase import HttpPhase, OnProgress, Phase, Workload
+from engines.bench.server_process import running_server
+from engines.capacity.cpu_device import cpu_device
+from engines.capacity.model_cost import model_cost
+from engines.checkpoint.checkpoint import Checkpoint
+from engines.cpu import kernels
+from engines.cpu.machine_limits import MachineLimits, measure_machine_limits
+from engines.errors import InvalidRequest
+from engines.host_memory import peak_resident_bytes, reset_peak_resident
+from engines.registry import create_engine
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkResult:
+    """What was measured."""
+
+    machine: MachineLimits
+    machine_title: str
+    load_seconds: float
+    weight_bytes: int
+    peak_resident_bytes: int | None
+    phases: tuple[Phase, ...]
+    http: tuple[HttpPhase, ...]
+
+
+def run_benchmark(
+    options: EngineOptions, workload: Workload, *, over_http: bool, on_progress: OnProgress
+) -> BenchmarkResult:
+    """Machine, engine, and the service if wanted. Raises CheckpointError, InvalidRequest, LoadFailed."""
+    assert options.checkpoint is not None
+    checkpoint = Checkpoint.open(options.checkpoint)
+    _check(workload, checkpoint.config.max_position_embeddings)
+    on_progress("the machine's own limits")
+    if options.num_threads:
+        kernels.set_num_threads(options.num_threads)
+    machine = measure_machine_limits()
+    cost = model_cost(checkpoint, as_nvfp4=False)
+    device = measured_device(cpu_device(), machine)
+    offline = asyncio.run(_offline(_fitted(options, workload), workload, on_progress))
+    http: tuple[HttpPhase, ...] = ()
+    if over_http:
+        http = asyncio.run(
+            _over_http(options, workload, checkpoint.config.vocab_size, offline.rates, on_progress)
+        )
+    return BenchmarkResult(
+        machine=machine,
+        machine_title=device.title,
+        load_seconds=offline.load_seconds,
+        weight_bytes=cost.resident_bytes,
+        peak_resident_bytes=offline.peak_resident_bytes,
+        phases=phases(cost, device, workload, offline.rates),
+        http=http,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Offline:
+    rates: OfflineRates
+    load_seconds: float
+    peak_resident_bytes: int | None
+
+
+async def _offline(options: EngineOptions, workload: Workload, on_progress: OnProgress) -> _Offline:
+    loop = asyncio.get_running_loop()
+    engine: Engine = create_engine("cpu", options)
+    try:
+        on_progress("loading the model")
+        reset_peak_resident()
+        started = loop.time()
+        await engine.start()
+        load_seconds = loop.time() - started
+        rates = await OfflineBenchmark(engine, workload).measure(on_progress)
+        return _Offline(rates, load_seconds, peak_resident_bytes())
+    finally:
+        await engine.close()
+
+
+async def _over_http(
+    options: EngineOptions,
+    workload: Workload,
+    vocab_size: int,
+    offline: OfflineRates,
+    on_progress: OnProgress,
+) -> tuple[HttpPhase, ...]:
+    assert options.checkpoint is not None
+    on_progress("starting the server")
+    async with running_server(options.checkpoint, serve_arguments(_fitted(options, workload))) as target:
+        return await HttpBenchmark(target, workload, vocab_size).measure(offline.decode, on_progress)
+
+
+def _fitted(options: EngineOptions, workload: Workload) -> EngineOptions:
+    """Room for the largest batch; a whole prompt in a step, as it is when nothing else runs."""
+    return replace(
+        options,
+        max_num_seqs=max(options.max_num_seqs, *workload.concurrencies),
+        prefix_caching=False,
+        speculation="off",  # random text repeats itself as no real one does
+    )
+
+
+def serve_arguments(options: EngineOptions) -> list[str]:
+    """`nybble serve`'s flags for engine options."""
+    arguments = [
+        "--engine", "cpu",
+        "--activations", options.activations,
+        "--numerics", options.numerics,
+        "--num-threads", str(options.num_threads),
+        "--max-num-seqs", str(options.max_num_seqs),
+        "--max-num-batched-tokens", str(options.max_num_batched_tokens),
+        "--no-prefix-caching",
+        "--speculation", options.speculation,
+    ]  # fmt: skip
+    if options.kv_cache_memory_bytes is not None:
+        arguments += ["--kv-cache-memory", str(options.kv_cache_memory_bytes)]
+    return arguments
+
+
+def _check(workload: Workload, max_position_embeddings: int) -> None:
+    if workload.longest > max_position_embeddings:
+        raise InvalidRequest(
+            f"the benchmark's longest sequence has {workload.longest} tokens; the model has positions for "
+            f"{max_position_embeddings}: ask for fewer tokens"
+        )
+    if workload.num_decode_tokens < 2:
+        raise InvalidRequest("a decode run needs at least 2 tokens")

@@ -1,0 +1,66 @@
+"""`nybble bench`: how fast a checkpoint runs on this machine, beside what the machine allows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from engines.base import EngineOptions
+from engines.bench.phase import Workload
+from engines.bench.plot import save_plot, show_bars
+from engines.bench.report import benchmark_json, show
+from engines.bench.run import run_benchmark
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("bench")(bench)
+
+
+def bench(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a Hugging Face checkpoint.")],
+    activations: Annotated[str, typer.Option(help="checkpoint or bf16.")] = "checkpoint",
+    numerics: Annotated[str, typer.Option(help="fast or reference.")] = "fast",
+    num_threads: Annotated[int, typer.Option(help="0 means all physical cores.", min=0)] = 0,
+    prefill_tokens: Annotated[int, typer.Option(help="Tokens of the prompt that is prefilled.", min=1)] = 512,
+    decode_tokens: Annotated[int, typer.Option(help="Tokens every stream generates.", min=2)] = 64,
+    concurrency: Annotated[
+        list[int] | None, typer.Option(help="Streams at a time; may be repeated. [1, 8, 16]", min=1)
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Runs of each phase; the median counts.", min=1)] = 3,
+    http: Annotated[bool, typer.Option(help="Measure a `nybble serve` over HTTP too.")] = True,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Write throughput and latency against concurrency.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Measure prefill, decode, batched decode and the HTTP service, each beside the machine's own limit."""
+    workload = Workload(
+        num_prefill_tokens=prefill_tokens,
+        num_decode_tokens=decode_tokens,
+        concurrencies=tuple(sorted(set(concurrency or (1, 8, 16)))),
+        num_repeats=repeats,
+    )
+    options = EngineOptions(
+        checkpoint=directory,
+        activations=activations,
+        numerics=numerics,
+        num_threads=num_threads,
+        max_model_len=None,
+    )
+    progress = Console(stderr=True)
+    with progress.status("starting") as status:
+        result = run_benchmark(options, workload, over_http=http, on_progress=status.update)
+    if plot is not None and result.http:
+        save_plot(result.http, f"{directory.resolve().name} on {result.machine_title}", plot)
+    if as_json:
+        typer.echo(json.dumps(benchmark_json(result), indent=2))
+        return
+    console = Console(highlight=False)
+    show(result, console)
+    if result.http:
+        show_bars(result.http, console)
