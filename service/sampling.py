@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engines.base import EngineInfo
-from engines.request import SamplingParams
+from engines.request import Grammar, SamplingParams
 from service.errors import BadRequest, ContextLengthExceeded
 from service.protocol.generation import INT64_MAX, GenerationFields
 
@@ -16,6 +16,7 @@ def sampling_params(
     choice: int,
     num_logprobs: int | None,
     num_prompt_logprobs: int | None = None,
+    grammar: Grammar | None = None,
 ) -> SamplingParams:
     """The parameters of one answer. Answer `choice` of n uses `seed + choice`, so that answers differ.
 
@@ -48,6 +49,7 @@ def sampling_params(
         ignore_eos=bool(fields.ignore_eos),
         num_logprobs=num_logprobs,
         num_prompt_logprobs=num_prompt_logprobs,
+        grammar=grammar,
     )
 
 

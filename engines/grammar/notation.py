@@ -14,7 +14,7 @@ from engines.request import Grammar, GrammarKind
 ALL_KINDS = frozenset(GrammarKind)
 
 # JSON allows any amount of white space between tokens, and a model may go on with it for ever.
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
 
 
 def library_grammar(grammar: Grammar) -> str:

@@ -25,12 +25,6 @@ class ChatMessage(WireModel):
     content: str | list[ContentPart] | None = None
 
 
-class ResponseFormat(WireModel):
-    """Only "text" can be served so far."""
-
-    type: str
-
-
 class ChatCompletionRequest(GenerationFields):
     """OpenAI's fields, then extensions. Those that cannot be honoured are refused by name."""
 
@@ -39,7 +33,6 @@ class ChatCompletionRequest(GenerationFields):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=INT64_MAX)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None

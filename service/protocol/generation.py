@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
+from service.protocol.structured import MAX_CHOICES, ResponseFormat, StructuredOutputs
 from service.protocol.wire import WireModel
 
 INT64_MAX = 2**63 - 1
@@ -41,6 +42,7 @@ class GenerationFields(WireModel):
         default=None, max_length=1024, description="Token id (as a string) to a bias from -100 to 100."
     )
     user: str | None = None
+    response_format: ResponseFormat | None = Field(default=None, description="On completions an extension.")
 
     top_k: int | None = Field(default=None, ge=-1, le=INT64_MAX, description="0 and -1 switch it off.")
     min_p: Probability | None = None
@@ -56,6 +58,14 @@ class GenerationFields(WireModel):
     priority: int | None = Field(
         default=None, ge=-INT64_MAX - 1, le=INT64_MAX, description="Lower is served first; the default is 0."
     )
+
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = Field(default=None, description="vLLM's older name.")
+    guided_regex: str | None = Field(default=None, description="vLLM's older name.")
+    guided_choice: Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)] | None = Field(
+        default=None, description="vLLM's older name."
+    )
+    guided_grammar: str | None = Field(default=None, description="vLLM's older name.")
 
     @property
     def num_choices(self) -> int:

@@ -19,6 +19,7 @@ from service.protocol.generation import GenerationFields
 from service.routes.delivery import Envelope
 from service.sse import FrameTemplate, frame
 from service.state import LoadedModel, ServiceState, service_state
+from service.structured_output import blaming_the_field
 
 # Reserved for an answer whose length the client leaves open; the whole context would keep everybody else out.
 ASSUMED_ANSWER_TOKENS = 1024
@@ -141,7 +142,10 @@ class Answer(ABC):
         """Admission, preparation, generation; a place is held from the first step to the last."""
         state, intake = self._state, self._intake
         model = state.ready_model()
-        with state.admission.reserve(intake.flow, self._demand, intake.limits) as ticket:
+        with (
+            state.admission.reserve(intake.flow, self._demand, intake.limits) as ticket,
+            blaming_the_field(self._body),
+        ):
             requests = await self._prepare(model)
             self._settle(ticket, requests)
             outputs = generate_choices(state, model, requests, ticket, arrived=intake.arrived)

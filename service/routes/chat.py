@@ -19,6 +19,7 @@ from service.routes.answer import ASSUMED_ANSWER_TOKENS, Answer, Intake, estimat
 from service.routes.delivery import new_envelope, stream_response, whole_response
 from service.sampling import answer_budget, sampling_params
 from service.state import LoadedModel, ServiceState, service_state
+from service.structured_output import grammar_of
 
 router = APIRouter(tags=["generation"])
 
@@ -44,7 +45,6 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
 def refuse_unsupported_fields(body: ChatCompletionRequest) -> None:
     """Raises UnsupportedField for a documented field whose value would have to be ignored."""
     refused = {
-        "response_format": body.response_format is not None and body.response_format.type != "text",
         "tools": bool(body.tools) and body.tool_choice != "none",
         "tool_choice": body.tool_choice not in (None, "none", "auto"),
         "functions": bool(body.functions) and body.function_call != "none",
@@ -95,6 +95,7 @@ class ChatAnswer(Answer):
         body = self._body
         self._model = model
         prompt = await self._state.in_text_thread(lambda: chat_prompt(model, body))
+        grammar = grammar_of(body, model.info)
         newer = body.max_completion_tokens is not None
         max_tokens = answer_budget(
             model.info,
@@ -113,6 +114,7 @@ class ChatAnswer(Answer):
                     max_tokens=max_tokens,
                     choice=choice,
                     num_logprobs=(body.top_logprobs or 0) if self._want_logprobs else None,
+                    grammar=grammar,
                 ),
                 stop=body.stop_strings,
                 include_stop_str_in_output=bool(body.include_stop_str_in_output),

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from engines.request import Grammar
 from service.admission.ticket import Demand
 from service.errors import BadRequest, UnsupportedField
 from service.generation import TextOutput, TextRequest
@@ -20,6 +21,7 @@ from service.routes.answer import Answer, Intake, estimated_tokens, take_in
 from service.routes.delivery import new_envelope, stream_response, whole_response
 from service.sampling import answer_budget, sampling_params
 from service.state import LoadedModel, ServiceState, service_state
+from service.structured_output import grammar_of
 
 router = APIRouter(tags=["generation"])
 
@@ -98,6 +100,7 @@ class CompletionAnswer(Answer):
     async def _prepare(self, model: LoadedModel) -> list[TextRequest]:
         body = self._body
         prompts = await self._state.in_text_thread(lambda: self._read_prompts(model))
+        grammar = grammar_of(body, model.info)
         requests: list[TextRequest] = []
         for prompt, echo, offsets in prompts:
             max_tokens = answer_budget(
@@ -110,7 +113,7 @@ class CompletionAnswer(Answer):
             for choice in range(body.num_choices):
                 lists = None if body.logprobs is None else CompletionLists(model.tokenizer)
                 self._answers.append(_Choice(prompt, echo, offsets, lists))
-                requests.append(self._request(model, prompt, max_tokens, choice, len(requests)))
+                requests.append(self._request(model, prompt, max_tokens, choice, len(requests), grammar))
         return requests
 
     def _take(self, index: int, output: TextOutput) -> None:
@@ -159,6 +162,7 @@ class CompletionAnswer(Answer):
         max_tokens: int,
         choice: int,
         index: int,
+        grammar: Grammar | None,
     ) -> TextRequest:
         body = self._body
         # Engines generate nothing only for a request that asks for the prompt's log-probabilities.
@@ -173,6 +177,7 @@ class CompletionAnswer(Answer):
                 choice=choice,
                 num_logprobs=body.logprobs,
                 num_prompt_logprobs=(body.logprobs or 0) if scores_prompt else None,
+                grammar=grammar,
             ),
             stop=body.stop_strings,
             include_stop_str_in_output=bool(body.include_stop_str_in_output),
