@@ -45,8 +45,9 @@ def plan_command(
         list[int] | None, typer.Option(help="Sequences computed together; may be repeated. [1, 8, 32, 128]")
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure this CPU for a few seconds instead of assuming.")
-    ] = False,
+        bool | None,
+        typer.Option(help="Measure this CPU for a few seconds, or assume. [measure when cpu is named]"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Reckon the ceilings of speed and capacity on a device, from its bandwidth, arithmetic and memory."""
@@ -63,7 +64,8 @@ def plan_command(
     assumed = cpu_device() if _CPU in names else None
     if measure and assumed is None:
         raise InvalidRequest("--measure measures this CPU; add --target cpu")
-    measurement = measure_cpu() if measure else None
+    wants_measurement = bool(target and _CPU in target) if measure is None else measure
+    measurement = measure_cpu() if wants_measurement else None
     reports = []
     for name in names:
         device: Device = _cpu(assumed, measurement) if name == _CPU and assumed else gpu_named(name)
@@ -87,14 +89,15 @@ def plan_command(
 def plan_json(
     reports: list[Capacity], assumed: Device | None, measurement: CpuMeasurement | None
 ) -> dict[str, Any]:
-    """devices [Capacity], and with --measure cpu_measurement {read_bandwidth, fp4_flops, assumed_bandwidth,
-    assumed_fp4_flops}."""
+    """devices [Capacity], and when the CPU was measured cpu_measurement {read_bandwidth, fp4_flops,
+    bf16_flops, and the same names with assumed_ before them}."""
     document: dict[str, Any] = {"devices": [asdict(report) for report in reports]}
     if measurement is not None and assumed is not None:
         document["cpu_measurement"] = {
             **asdict(measurement),
-            "assumed_bandwidth": assumed.bandwidth,
+            "assumed_read_bandwidth": assumed.bandwidth,
             "assumed_fp4_flops": assumed.fp4_flops,
+            "assumed_bf16_flops": assumed.bf16_flops,
         }
     return document
 
@@ -145,10 +148,12 @@ def _show(reports: list[Capacity], assumed: Device | None, measurement: CpuMeasu
             Text(
                 f"measured: {measurement.read_bandwidth / 1e9:.1f} GB/s read (assumed "
                 f"{assumed.bandwidth / 1e9:.1f}), {measurement.fp4_flops / 1e12:.3f} T FP4 operations/s "
-                f"(assumed {assumed.fp4_flops / 1e12:.3f})"
+                f"(assumed {assumed.fp4_flops / 1e12:.3f}), {measurement.bf16_flops / 1e12:.3f} T others "
+                f"(assumed {assumed.bf16_flops / 1e12:.3f})"
             )
         )
-    console.print(Text("ceilings from published numbers, not measurements; see docs/capacity.md"))
+    source = "published numbers" if measurement is None else "published numbers, this CPU's from the measured"
+    console.print(Text(f"ceilings from {source}, not measured speeds; see docs/capacity.md"))
 
 
 def _headline(report: Capacity) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from engines.capacity.devices import Device
 from engines.cpu import kernels
+from engines.cpu.machine_limits import measure_read_bandwidth
 from engines.host_memory import available_memory_bytes
 
 # Rules of thumb: a core streams about 10 GB/s, and two memory channels end near 40.
@@ -24,16 +24,18 @@ _FLOAT_OPERATIONS = {"avx512": 32.0, "avx2": 16.0}
 _PLAIN_OPERATIONS = 4.0
 
 _READ_BYTES = 512 * 1024 * 1024  # beyond any cache
-_GEMM_ROWS, _GEMM_COLUMNS, _GEMM_TOKENS = 4096, 4096, 256
-_REPEATS = 3
+_GEMM_ROWS, _GEMM_COLUMNS, _GEMM_TOKENS = 1024, 4096, 64  # short enough to be left alone now and then
+_OPERATIONS = 2 * _GEMM_ROWS * _GEMM_COLUMNS * _GEMM_TOKENS
+_READ_REPEATS, _GEMM_REPEATS = 3, 100
 
 
 @dataclass(frozen=True, slots=True)
 class CpuMeasurement:
-    """What this machine did in a second or two; bytes and operations a second, best of a few runs."""
+    """What this machine did in a few seconds; bytes and operations a second, best of a few runs."""
 
     read_bandwidth: float
     fp4_flops: float
+    bf16_flops: float
 
 
 def cpu_device() -> Device:
@@ -55,27 +57,25 @@ def cpu_device() -> Device:
 
 def measured_device(device: Device, measurement: CpuMeasurement) -> Device:
     """`device` with what was measured in place of the rules of thumb."""
-    return replace(device, bandwidth=measurement.read_bandwidth, fp4_flops=measurement.fp4_flops)
+    return replace(
+        device,
+        bandwidth=measurement.read_bandwidth,
+        fp4_flops=measurement.fp4_flops,
+        bf16_flops=measurement.bf16_flops,
+    )
 
 
 def measure_cpu() -> CpuMeasurement:
-    """Read half a GiB with all threads, and multiply FP4 matrices with the engine's own kernel."""
-    return CpuMeasurement(_measure_bandwidth(), _measure_fp4())
+    """Read a buffer beyond any cache with all threads, and multiply large matrices with the kernels that the
+    engine computes FP4 layers and the head with. A few seconds."""
+    return CpuMeasurement(
+        read_bandwidth=measure_read_bandwidth(num_bytes=_READ_BYTES, repetitions=_READ_REPEATS),
+        fp4_flops=_OPERATIONS / _best_seconds(_fp4_product()),
+        bf16_flops=_OPERATIONS / _best_seconds(_bf16_product()),
+    )
 
 
-def _measure_bandwidth() -> float:
-    num_threads = kernels.num_threads()
-    parts = np.array_split(np.ones(_READ_BYTES // 8, np.int64), num_threads)
-    with ThreadPoolExecutor(num_threads) as pool:
-
-        def read() -> None:
-            for _ in pool.map(np.max, parts):  # NumPy lets go of the interpreter's lock meanwhile
-                pass
-
-        return _READ_BYTES / _best_seconds(read)
-
-
-def _measure_fp4() -> float:
+def _fp4_product() -> Callable[[], None]:
     random = np.random.default_rng(0)
     packed = random.integers(0, 256, (_GEMM_ROWS, _GEMM_COLUMNS // 2), np.uint8)
     scales = np.full((_GEMM_ROWS, _GEMM_COLUMNS // 32), 127, np.uint8)
@@ -84,15 +84,23 @@ def _measure_fp4() -> float:
     codes = random.integers(-12, 13, (_GEMM_TOKENS, _GEMM_COLUMNS)).astype(np.int8)
     factors = np.ones((_GEMM_TOKENS, _GEMM_COLUMNS // 32), np.float32)
     out = np.empty((_GEMM_TOKENS, _GEMM_ROWS), np.float32)
-    operations = 2 * _GEMM_TOKENS * _GEMM_ROWS * _GEMM_COLUMNS
-    return operations / _best_seconds(lambda: kernels.fp4_linear_w4a4(codes, factors, weight, out))
+    return lambda: kernels.fp4_linear_w4a4(codes, factors, weight, out)
+
+
+def _bf16_product() -> Callable[[], None]:
+    random = np.random.default_rng(0)
+    numbers = random.standard_normal((_GEMM_ROWS, _GEMM_COLUMNS), np.float32)
+    weight = kernels.DenseWeight((numbers.view(np.uint32) >> 16).astype(np.uint16))
+    x = random.standard_normal((_GEMM_TOKENS, _GEMM_COLUMNS), np.float32)
+    out = np.empty((_GEMM_TOKENS, _GEMM_ROWS), np.float32)
+    return lambda: kernels.dense_linear(x, weight, out)
 
 
 def _best_seconds(work: Callable[[], None]) -> float:
-    """The shortest of a few runs, after one that warms up; other programs only ever slow a run down."""
+    """The shortest of many runs, after one that warms up; other programs only ever slow a run down."""
     work()
     best = float("inf")
-    for _ in range(_REPEATS):
+    for _ in range(_GEMM_REPEATS):
         started = time.perf_counter()
         work()
         best = min(best, time.perf_counter() - started)

@@ -30,17 +30,40 @@ def test_the_tables_name_device_and_ceiling(run: Callable[..., Result], golden: 
     assert "docs/capacity.md" in text
 
 
-def test_the_cpu_is_measured_on_request(
-    run: Callable[..., Result], golden: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cpu_device, "_READ_BYTES", 1 << 20)
+@pytest.fixture
+def small_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_device, "_READ_BYTES", 1 << 22)
     monkeypatch.setattr(cpu_device, "_GEMM_ROWS", 64)
-    result = run("plan", golden / MIXTRAL, "--target", "cpu", "--measure", "--json")
-    document = json.loads(result.out)
+
+
+@pytest.mark.usefixtures("small_measurement")
+@pytest.mark.parametrize("arguments", [("--target", "cpu"), ("--measure",)])
+def test_the_cpu_is_measured_when_it_is_named_or_asked_for(
+    run: Callable[..., Result], golden: Path, arguments: tuple[str, ...]
+) -> None:
+    document = json.loads(run("plan", golden / MIXTRAL, *arguments, "--json").out)
     measured = document["cpu_measurement"]
-    assert document["devices"][0]["device"]["bandwidth"] == measured["read_bandwidth"] > 1e8
-    assert document["devices"][0]["device"]["fp4_flops"] == measured["fp4_flops"] > 1e7
-    assert measured["assumed_bandwidth"] > 0
+    device = document["devices"][-1]["device"]
+    assert device["name"] == "cpu"
+    assert device["bandwidth"] == measured["read_bandwidth"] > 1e8
+    assert device["fp4_flops"] == measured["fp4_flops"] > 1e7
+    assert device["bf16_flops"] == measured["bf16_flops"] > 1e7
+    assert measured["assumed_read_bandwidth"] > 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("--target", "cpu", "--no-measure")])
+def test_else_it_is_assumed(
+    run: Callable[..., Result], golden: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.cli_plan.measure_cpu", lambda: pytest.fail("measured"))
+    assert "cpu_measurement" not in json.loads(run("plan", golden / MIXTRAL, *arguments, "--json").out)
+
+
+@pytest.mark.usefixtures("small_measurement")
+def test_the_tables_say_what_was_measured(run: Callable[..., Result], golden: Path) -> None:
+    text = " ".join(run("plan", golden / MIXTRAL, "--target", "cpu").out.split())
+    assert "measured: " in text
+    assert "GB/s read (assumed" in text
 
 
 @pytest.mark.parametrize(

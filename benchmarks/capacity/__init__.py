@@ -1,0 +1,1 @@
+"""What `nybble plan` predicts, beside what the CPU engine does."""
