@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from engines.base import Engine
 from engines.errors import EngineError
@@ -25,6 +26,20 @@ from service.tokenizer import Tokenizer, TokenizerError
 from service.version import package_version
 
 log = logging.getLogger("nybble")
+
+# What a script in a browser may read of an answer, beyond the plain headers.
+_EXPOSED_HEADERS = (
+    "Retry-After",
+    "Server-Timing",
+    "X-Nybble-Ignored-Fields",
+    "X-Request-Id",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-reset-tokens",
+)
 
 EngineFactory = Callable[[], Engine]
 
@@ -68,6 +83,14 @@ def create_app(settings: ServiceSettings, engine_factory: EngineFactory) -> Fast
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_bytes), metrics=state.metrics)
     app.add_middleware(RequireApiKey, keys=state.keys, metrics=state.metrics)
     app.add_middleware(RequestContext, metrics=state.metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=_EXPOSED_HEADERS,
+        )
     return app
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +16,8 @@ from engines.errors import EngineError
 from engines.registry import check_start, choose_engine, create_engine, engine_names
 from service.chat_template import ChatTemplateError
 from service.cli_generate import register as register_generate
+from service.configuration import CONFIG_VARIABLE, Configuration, ConfigurationError, load_configuration
+from service.exit_guard import ExitGuard
 from service.exposure import ExposedWithoutKeys, check_exposure
 from service.keys.command import register as register_keys
 from service.keys.file import KeyFileError
@@ -60,6 +59,8 @@ def main() -> None:
         status = app(standalone_mode=False)
     except ValidationError as error:
         _fail("; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()))
+    except ConfigurationError as error:
+        _fail(str(error), error.exit_status)
     except _EXPECTED as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -96,7 +97,15 @@ def nybble(
 
 @app.command()
 def serve(
-    checkpoint: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a Hugging Face checkpoint.")],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Folder of a Hugging Face checkpoint.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(envvar=CONFIG_VARIABLE, help="Settings as TOML; see docs/operations.md.")
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the settings as TOML, and end.")
+    ] = False,
     engine: Annotated[str | None, typer.Option(help="auto, trtllm, cpu or echo. [auto]")] = None,
     activations: Annotated[str | None, typer.Option(help="checkpoint or bf16. [checkpoint]")] = None,
     numerics: Annotated[str | None, typer.Option(help="fast or reference. [fast]")] = None,
@@ -129,7 +138,7 @@ def serve(
         int | None, typer.Option(help="GPUs of each machine of several (trtllm). [those of this one]")
     ] = None,
     stall_timeout: Annotated[
-        float | None, typer.Option(help="Seconds without progress until trtllm is given up. [120]")
+        float | None, typer.Option(help="Seconds without progress until the engine is given up. [120]")
     ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help="API keys: one a line, TOML, or a folder of such. [no keys: open]")
@@ -154,7 +163,34 @@ def serve(
     ] = None,
     max_messages: Annotated[int | None, typer.Option(help="Messages in a conversation. [2048]")] = None,
     max_body_size: Annotated[str | None, typer.Option(help="Largest request body. [32MiB]")] = None,
+    drain_delay: Annotated[
+        float | None, typer.Option(help="Seconds between readiness off and refusing requests. [0]")
+    ] = None,
     drain_timeout: Annotated[float | None, typer.Option(help="Seconds to finish after SIGTERM. [30]")] = None,
+    health_port: Annotated[
+        str | None, typer.Option(help="0 chooses a free one, off: none of its own. [port + 1]")
+    ] = None,
+    health_host: Annotated[str | None, typer.Option(help="Address for the health port. [--host]")] = None,
+    metrics_without_key: Annotated[
+        bool | None, typer.Option(help="Metrics on the health port need no key. [off]")
+    ] = None,
+    readiness_stall: Annotated[
+        float | None, typer.Option(help="Seconds without progress until readiness goes off. [60]")
+    ] = None,
+    liveness_timeout: Annotated[
+        float | None, typer.Option(help="Seconds a blocked event loop counts as alive. [30]")
+    ] = None,
+    tls_cert_file: Annotated[Path | None, typer.Option(help="PEM; serves HTTPS with it. [none]")] = None,
+    tls_key_file: Annotated[Path | None, typer.Option(help="PEM. [in the certificate's file]")] = None,
+    tls_client_ca_file: Annotated[
+        Path | None, typer.Option(help="PEM; clients need a certificate by one of these. [none]")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin whose scripts may read answers; repeatable. [none]")
+    ] = None,
+    echo_faults: Annotated[
+        str | None, typer.Option(help="For drills with --engine echo; see docs/operations.md. [none]")
+    ] = None,
     vllm_metric_names: Annotated[
         bool | None, typer.Option(help="Show the metrics under vLLM's names as well. [off]")
     ] = None,
@@ -168,7 +204,8 @@ def serve(
 ) -> None:
     """Serve a checkpoint over an OpenAI-compatible API.
 
-    Every option can also be set by the environment, as NYBBLE_MAX_MODEL_LEN and so on; the option wins.
+    Settings can also come from the environment (NYBBLE_MAX_MODEL_LEN and so on) or from a file (--config). An
+    option wins over the environment, that over the file. --print-config shows all and where they are from.
     """
     given: dict[str, Any] = {
         "checkpoint": checkpoint,
@@ -199,7 +236,18 @@ def serve(
         "request_timeout_seconds": request_timeout,
         "max_messages": max_messages,
         "max_body_bytes": max_body_size,
+        "drain_delay_seconds": drain_delay,
         "drain_timeout_seconds": drain_timeout,
+        "health_port": health_port,
+        "health_host": health_host,
+        "metrics_without_key": metrics_without_key,
+        "readiness_stall_seconds": readiness_stall,
+        "liveness_timeout_seconds": liveness_timeout,
+        "tls_cert_file": tls_cert_file,
+        "tls_key_file": tls_key_file,
+        "tls_client_ca_file": tls_client_ca_file,
+        "cors_origins": tuple(cors_origin or ()) or None,
+        "echo_faults": echo_faults,
         "vllm_metric_names": vllm_metric_names,
         "otlp_endpoint": otlp_endpoint,
         "trace_prompts": trace_prompts,
@@ -207,28 +255,43 @@ def serve(
         "log_level": log_level,
         "log_format": log_format,
     }
-    run_server(ServiceSettings(**{name: value for name, value in given.items() if value is not None}))
+    given = {name: value for name, value in given.items() if value is not None}
+    configuration = load_configuration(given, config)
+    if print_config:
+        print(configuration.as_toml(), end="")
+        return
+    run_server(configuration)
 
 
-def run_server(settings: ServiceSettings) -> None:
+def run_server(configuration: Configuration) -> None:
     """Serve until a signal comes. Raises StartFailure when the engine cannot start or dies."""
     # Imported here so that the offline commands start without a web server.
     from service.app import create_app
-    from service.logs import configure_logs, log_settings
-    from service.server import DrainingServer, bind
+    from service.health_server import open_health_server
+    from service.logs import configure_logs, log_configuration
+    from service.server import DrainingServer
+    from service.sockets import bind
+    from service.tls import TlsError
 
+    settings = configuration.settings
     check_checkpoint(settings)
     check_exposure(settings)
     web_app = create_app(settings, lambda: make_engine(settings))
+    # A runtime or a client that hangs must not keep a process alive that has to be restarted.
+    exit_guard = ExitGuard(_EXIT_SECONDS)
     try:
+        server = DrainingServer(web_app, settings, on_stop=lambda: exit_guard.arm(server.failure))
         listener = bind(settings.host, settings.port)
+    except TlsError as error:
+        raise StartFailure(str(error)) from error
     except OSError as error:
         raise StartFailure(f"cannot listen on {settings.host}:{settings.port}: {error}") from error
     configure_logs(settings.log_level, settings.log_format)
-    log_settings(settings, listener.getsockname()[1])
-    server = DrainingServer(web_app, settings)
-    server.run(sockets=[listener])
-    _end_for_sure(1 if server.failure is not None else 0)
+    port = listener.getsockname()[1]
+    with open_health_server(web_app.state.service, port) as health_port:
+        log_configuration(configuration, port, health_port)
+        server.run(sockets=[listener])
+    exit_guard.arm(server.failure)
     if server.failure is not None:
         raise StartFailure(server.failure)
 
@@ -241,16 +304,6 @@ def make_engine(settings: ServiceSettings) -> Engine:
         logging.getLogger("nybble").info("engine %s: %s", choice.name, choice.reason)
         name = choice.name
     return create_engine(name, options)
-
-
-def _end_for_sure(status: int) -> None:
-    """A runtime that hangs in its exit handlers must not keep a process alive that has to be restarted."""
-
-    def end() -> None:
-        time.sleep(_EXIT_SECONDS)
-        os._exit(status)
-
-    threading.Thread(target=end, name="nybble-exit", daemon=True).start()
 
 
 def check_checkpoint(settings: ServiceSettings) -> None:

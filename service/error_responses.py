@@ -15,6 +15,7 @@ from starlette.types import Send
 from engines.errors import EngineError
 from service.chat_template import ChatTemplateError
 from service.errors import ClientDisconnected, ErrorReport, ServiceError, describe
+from service.health import ProbeAnswer
 from service.metrics import ServiceMetrics
 
 log = logging.getLogger("nybble.errors")
@@ -40,6 +41,12 @@ def report_response(described: ErrorReport) -> Response:
     return Response(
         orjson.dumps(described.body), described.status, described.headers, media_type="application/json"
     )
+
+
+def probe_response(answer: ProbeAnswer) -> Response:
+    """An answer of `Health` on the wire; never from a cache."""
+    headers = {"Cache-Control": "no-store", **answer.headers}
+    return Response(orjson.dumps(answer.body), answer.status, headers, media_type="application/json")
 
 
 async def send_error(error: BaseException, send: Send, metrics: ServiceMetrics) -> None:

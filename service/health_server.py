@@ -6,9 +6,9 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-import orjson
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -17,8 +17,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from service.auth import RequireApiKey
+from service.error_responses import probe_response
 from service.health import Health, ProbeAnswer
 from service.metrics import ServiceMetrics
+from service.sockets import bind
+from service.state import ServiceState
+
+log = logging.getLogger("nybble")
 
 _START_SECONDS = 10.0
 _STOP_SECONDS = 5.0
@@ -26,16 +32,6 @@ _STOP_SECONDS = 5.0
 
 class HealthServerError(Exception):
     """The thread could not begin to serve."""
-
-
-def probe_response(answer: ProbeAnswer) -> Response:
-    """An answer of `Health` on the wire."""
-    return Response(
-        orjson.dumps(answer.body),
-        answer.status,
-        {"Cache-Control": "no-store", **answer.headers},
-        media_type="application/json",
-    )
 
 
 def health_app(health: Health, metrics: ServiceMetrics, guard: Callable[[ASGIApp], ASGIApp]) -> ASGIApp:
@@ -105,4 +101,43 @@ class HealthServer:
         try:
             self._server.run(sockets=[self._listener])
         except Exception:
-            logging.getLogger("nybble").exception("the health server has stopped")
+            log.exception("the health server has stopped")
+
+
+@contextmanager
+def open_health_server(state: ServiceState, main_port: int) -> Iterator[int | None]:
+    """Serve health on a port of its own for the length of the block; gives the port, None if there is none.
+
+    Raises OSError when the port that was asked for is taken; without a wish, that is only a warning.
+    """
+    settings = state.settings
+    if settings.health_port == "off":
+        yield None
+        return
+    wished = settings.health_port
+    port = wished if wished is not None else 0 if settings.port == 0 else (main_port + 1) % 65536
+    host = settings.host if settings.health_host is None else settings.health_host
+    try:
+        listener = bind(host, port)
+    except OSError as error:
+        if wished is not None:
+            raise OSError(f"cannot listen on {host}:{port} for health checks: {error}") from error
+        log.warning(
+            "no health port: %s:%d cannot be had (%s); choose one with --health-port", host, port, error
+        )
+        yield None
+        return
+
+    def guard(app: ASGIApp) -> ASGIApp:
+        return (
+            app
+            if settings.metrics_without_key
+            else RequireApiKey(app, keys=state.keys, metrics=state.metrics)
+        )
+
+    server = HealthServer(health_app(state.health, state.metrics, guard), listener)
+    server.start()
+    try:
+        yield server.port
+    finally:
+        server.stop()

@@ -8,7 +8,7 @@ import time
 
 import orjson
 
-from service.settings import ServiceSettings
+from service.configuration import ENVIRONMENT_PREFIX, Configuration, closest_setting
 from service.version import package_version
 
 _EXTRA_FIELDS = ("request_id", "status", "seconds")
@@ -59,12 +59,22 @@ def configure_logs(level: str, log_format: str) -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
-def log_settings(settings: ServiceSettings, port: int) -> None:
-    """Say once what is in force, and where the server listens. Keys are not among the settings."""
+def log_configuration(configuration: Configuration, port: int, health_port: int | None) -> None:
+    """Say once what is in force and who set it, and where the server listens. Secrets are masked."""
     log = logging.getLogger("nybble")
+    settings = configuration.settings
     values = " ".join(
-        f"{name}={value}" for name, value in settings.model_dump(exclude={"host", "port"}).items()
+        f"{name}={value} ({source})" if source else f"{name}={value}"
+        for name, value, source in configuration.shown()
+        if name not in ("host", "port")
     )
     log.info("nybble %s %s", package_version(), values)
+    for name in configuration.unknown_variables:
+        close = closest_setting(name[len(ENVIRONMENT_PREFIX) :])
+        hint = f"; did you mean {ENVIRONMENT_PREFIX}{close.upper()}?" if close else ""
+        log.warning("the environment variable %s sets nothing%s", name, hint)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    log.info("listening on http://%s:%d", host, port)
+    scheme = "https" if settings.tls_cert_file else "http"
+    if health_port is not None:
+        log.info("health checks and metrics on port %d", health_port)
+    log.info("listening on %s://%s:%d", scheme, host, port)

@@ -107,6 +107,12 @@ class ServiceMetrics:
         self.event_loop_lag_seconds = FastHistogram(
             "nybble_event_loop_lag_seconds", "How late the event loop wakes up.", _LAG_SECONDS, registry
         )
+        self.tls_certificate_expiry_timestamp_seconds = Gauge(
+            "nybble_tls_certificate_expiry_timestamp_seconds",
+            "When the served certificate expires.",
+            ("subject",),
+            registry=registry,
+        )
         model = Gauge("nybble_model_info", "The model served; always 1.", ("model_name",), registry=registry)
         model.labels(self._model_name).set(1)
         build = Gauge(

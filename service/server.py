@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import socket
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -17,21 +16,15 @@ from engines.errors import EngineDead
 from service.errors import NotReady
 from service.lifecycle import Phase
 from service.settings import ServiceSettings
+from service.sockets import BACKLOG
 from service.state import ServiceState
+from service.tls import ServerTls
 
 log = logging.getLogger("nybble")
 
-_BACKLOG = 2048
 # Once nothing is in flight any more, connections get this long to take their last bytes.
 _FLUSH_SECONDS = 5
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 lets the system choose. Raises OSError."""
-    family, _, _, _, address = socket.getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    return socket.create_server((address[0], address[1]), family=family, backlog=_BACKLOG)
+_TLS_WATCH_TICKS = 20
 
 
 class DrainingServer(uvicorn.Server):
@@ -40,6 +33,7 @@ class DrainingServer(uvicorn.Server):
     Readiness goes off at once; for `drain_delay_seconds` what comes is still served, then it is refused. What
     still runs `drain_timeout_seconds` later, or at a second signal, is answered with an error. It also stops
     when the engine is lost; `failure` then says why. `on_stop` is called once when it is decided to stop.
+    With a certificate in the settings it serves HTTPS and takes a new certificate when the files change.
     """
 
     def __init__(
@@ -55,12 +49,16 @@ class DrainingServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                backlog=_BACKLOG,
+                backlog=BACKLOG,
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=_FLUSH_SECONDS,
             )
         )
         self._state: ServiceState = app.state.service
+        self._tls = ServerTls(settings, self._state.metrics) if settings.tls_cert_file is not None else None
+        if self._tls is not None:
+            self.config.load()
+            self.config.ssl = self._tls.context
         self._settings = settings
         self._on_stop = on_stop
         self._drain_from: float | None = None
@@ -92,6 +90,8 @@ class DrainingServer(uvicorn.Server):
         """Every 0.1 s: whether to stop now."""
         if await super().on_tick(counter):
             return True
+        if self._tls is not None and counter % _TLS_WATCH_TICKS == 0:
+            self._tls.watch()
         stops = self._has_failed() or self._has_drained()
         if stops:
             self._on_stop()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ByteSize, Field, field_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engines.base import EngineOptions
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/@\s?#]+")
 
 
 class ServiceSettings(BaseSettings):
@@ -83,6 +86,23 @@ class ServiceSettings(BaseSettings):
             if isinstance(value, str)
             else value
         )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; expected scheme://host or scheme://host:port, or *"
+                )
+        return origins
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> ServiceSettings:
+        for name in ("tls_key_file", "tls_client_ca_file"):
+            if getattr(self, name) is not None and self.tls_cert_file is None:
+                raise ValueError(f"{name} is set but tls_cert_file is not; TLS needs a certificate")
+        return self
 
     @property
     def model_names(self) -> tuple[str, ...]:

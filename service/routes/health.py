@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from service.health_server import probe_response
+from service.error_responses import probe_response
 from service.openapi import error_responses
 from service.protocol.service_info import Liveness, Loading, Readiness, Started, Unhealthy, VersionInfo
 from service.state import service_state

@@ -19,8 +19,9 @@ from fastapi import FastAPI
 
 from engines.echo import EchoEngine
 from service.app import create_app
-from service.server import DrainingServer, bind
+from service.server import DrainingServer
 from service.settings import ServiceSettings
+from service.sockets import bind
 from service.state import ServiceState
 
 MODEL = "tiny"

@@ -14,8 +14,9 @@ import httpx
 from engines.registry import create_engine
 from service.app import create_app
 from service.lifecycle import Phase
-from service.server import DrainingServer, bind
+from service.server import DrainingServer
 from service.settings import ServiceSettings
+from service.sockets import bind
 from service.state import ServiceState
 from tests.support.service import wait_until
 
