@@ -13,7 +13,7 @@ from engines.capacity.devices import GPU_RUNTIME_BYTES, HOST_BYTES, KV_CACHE_SHA
 from engines.capacity.model_cost import ModelCost
 
 PREFILL_CHUNK = 8192
-_CPU_KV_CACHE_SHARE = 0.5  # what the CPU engine takes of the memory that its weights leave
+CPU_KV_CACHE_SHARE = 0.5  # what the CPU engine takes of the memory that its weights leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def kv_cache_bytes(cost: ModelCost, device: Device, num_devices: int) -> int:
     """What is left for the KV cache on all devices together; 0 when the weights do not fit."""
     left = device.memory_bytes * num_devices - cost.resident_bytes
     if device.sm is None:
-        return max(0, int(left * _CPU_KV_CACHE_SHARE))
+        return max(0, int(left * CPU_KV_CACHE_SHARE))
     reserve = GPU_RUNTIME_BYTES + (HOST_BYTES if device.unified_memory else 0)
     return max(0, int((left - reserve * num_devices) * KV_CACHE_SHARE))
 
