@@ -9,9 +9,13 @@ from engines.request import TokenOutput
 
 
 class OutputStream:
-    """A queue of one reader, used from the event loop only. Unread outputs are merged into one."""
+    """A queue of one reader, used from the event loop only. Unread outputs are merged into one.
+
+    `is_over`: the reader has taken the last output, or the error; nothing has to be aborted any more.
+    """
 
     def __init__(self) -> None:
+        self.is_over = False
         self._pending: list[TokenOutput] = []
         self._error: EngineError | None = None
         self._ready = asyncio.Event()
@@ -31,8 +35,10 @@ class OutputStream:
             pending, self._pending = self._pending, []
             if self._error is None:
                 self._ready.clear()
+            self.is_over = pending[-1].finish_reason is not None
             return pending[0] if len(pending) == 1 else merge_outputs(pending)
         assert self._error is not None
+        self.is_over = True
         raise self._error
 
 
