@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from engines.errors import EngineDead
@@ -15,6 +15,8 @@ from service.admission.ticket import Ticket
 from service.disconnect import stop_tasks
 from service.errors import RequestAborted
 from service.generation import CUT_SHORT, NOTHING_IN_TIME, TextOutput, TextRequest, generate_text
+from service.request_account import RequestAccount
+from service.sequence_meter import SequenceMeter
 from service.state import LoadedModel, ServiceState
 
 
@@ -45,36 +47,26 @@ class UsageTally:
         }
 
 
-async def generate_choices(
+def generate_choices(
     state: ServiceState,
     model: LoadedModel,
     requests: Sequence[TextRequest],
     ticket: Ticket,
-    *,
-    arrived: float,
+    account: RequestAccount,
 ) -> AsyncGenerator[tuple[int, TextOutput], None]:
     """Run the requests together and yield (index, output) in the order outputs come.
 
-    Each waits for its turn first. `arrived` is the request's `time.perf_counter()`. Closing the generator, or
-    an error in one of the sequences, aborts them all. When a time limit of the ticket passes, what has been
-    generated is the answer (`CUT_SHORT`), or its error is raised if that is nothing. Raises also what
-    `generate_text` raises, and RequestAborted.
+    Each waits for its turn first; what it took goes into `account`. Closing the generator, or an error in one
+    of the sequences, aborts them all. When a time limit of the ticket passes, what has been generated is the
+    answer (`CUT_SHORT`), or its error is raised if that is nothing. Raises also what `generate_text` raises,
+    and RequestAborted.
     """
-    state.metrics.preparation_seconds.observe(time.perf_counter() - arrived)
+    state.metrics.preparation_seconds.observe(time.perf_counter() - account.arrived)
     for request in requests:
         state.metrics.prompt_tokens.observe(len(request.prompt_token_ids))
-    try:
-        if len(requests) == 1:
-            async with aclosing(_measured(state, model, requests, 0, ticket, arrived)) as outputs:
-                async for output in outputs:
-                    yield 0, output
-        else:
-            async with aclosing(_merged(state, model, requests, ticket, arrived)) as merged:
-                async for item in merged:
-                    yield item
-    except EngineDead as error:
-        state.lifecycle.mark_failed(str(error))
-        raise
+    if len(requests) == 1:
+        return _measured(state, model, requests, 0, ticket, account)
+    return _merged(state, model, requests, ticket, account)
 
 
 async def _measured(
@@ -83,53 +75,33 @@ async def _measured(
     requests: Sequence[TextRequest],
     index: int,
     ticket: Ticket,
-    arrived: float,
-) -> AsyncGenerator[TextOutput, None]:
-    metrics = state.metrics
-    previous: float | None = None
-    num_tokens = 0
-    async with aclosing(_in_turn(model, requests[index], index, ticket)) as outputs:
-        async for output in outputs:
-            if output.num_new_tokens:
-                now = time.perf_counter()
-                if previous is None:
-                    metrics.time_to_first_token_seconds.observe(now - arrived)
-                else:
-                    metrics.inter_token_seconds.observe(
-                        (now - previous) / output.num_new_tokens, output.num_new_tokens
-                    )
-                previous = now
-                num_tokens += output.num_new_tokens
-            if output.finish_reason is not None:
-                metrics.request_seconds.observe(time.perf_counter() - arrived)
-                metrics.generated_tokens.observe(num_tokens)
-                metrics.finished.labels(_ending(output)).inc()
-                if output.finish_reason == "abort":
-                    raise RequestAborted("The request was aborted by the server's operator.")
-            yield output
-
-
-async def _in_turn(
-    model: LoadedModel, request: TextRequest, index: int, ticket: Ticket
-) -> AsyncGenerator[TextOutput, None]:
+    account: RequestAccount,
+) -> AsyncGenerator[tuple[int, TextOutput], None]:
+    """One sequence. Its loop runs once for every token of every stream, so there is little in it."""
+    meter = SequenceMeter(state.metrics, account, index)
     last = NOTHING_IN_TIME
     try:
-        async with ticket.turn(index) as waited_seconds:
-            outputs = generate_text(model.engine, model.tokenizer, request, ticket=ticket)
+        async with ticket.turn(index):
+            meter.admitted()
+            outputs = generate_text(model.engine, model.tokenizer, requests[index], ticket=ticket)
             async with aclosing(outputs):
                 async for output in outputs:
                     ticket.count_generated(index, output.num_new_tokens)
                     if output.finish_reason is not None:
                         last = output
                         break
-                    yield output
-            if last.timing is not None:
-                queue_seconds = last.timing.queue_seconds + waited_seconds
-                last = replace(last, timing=replace(last.timing, queue_seconds=queue_seconds))
+                    meter.take(output)
+                    yield index, output
     except Expired:
         pass  # while it waited for its turn
+    except EngineDead as error:
+        state.lifecycle.mark_failed(str(error))
+        raise
     # After the turn, so that a client that is slow to take the end keeps nobody waiting.
-    yield last
+    meter.finish(last, _ending(last))
+    if last.finish_reason == "abort":
+        raise RequestAborted("The request was aborted by the server's operator.")
+    yield index, last
 
 
 def _ending(output: TextOutput) -> str:
@@ -142,16 +114,16 @@ async def _merged(
     model: LoadedModel,
     requests: Sequence[TextRequest],
     ticket: Ticket,
-    arrived: float,
+    account: RequestAccount,
 ) -> AsyncGenerator[tuple[int, TextOutput], None]:
     # Bounded, so that a slow client slows the engine's side of the queue down and not only the socket's.
     queue: asyncio.Queue[tuple[int, TextOutput] | BaseException] = asyncio.Queue(maxsize=2 * len(requests))
 
     async def pump(index: int) -> None:
         try:
-            async with aclosing(_measured(state, model, requests, index, ticket, arrived)) as outputs:
-                async for output in outputs:
-                    await queue.put((index, output))
+            async with aclosing(_measured(state, model, requests, index, ticket, account)) as outputs:
+                async for item in outputs:
+                    await queue.put(item)
         except Exception as error:
             await queue.put(error)
 

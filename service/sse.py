@@ -48,7 +48,7 @@ class EventStream(Response):
     status; after `heartbeat_seconds` without a frame it is sent anyway, followed by a comment, and the same
     silence later in the stream is filled with further comments. An error after that is sent as an event.
     When the client goes away the generator is closed, within the time the event loop takes to notice; at the
-    cut-off too, and the cut-off's error is the last event.
+    cut-off too, and the cut-off's error is the last event. `late_headers` is asked when the headers are sent.
     """
 
     media_type = "text/event-stream"
@@ -61,11 +61,13 @@ class EventStream(Response):
         cutoff: Cutoff,
         heartbeat_seconds: float,
         headers: Mapping[str, str],
+        late_headers: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._frames = frames
         self._metrics = metrics
         self._cutoff = cutoff
         self._heartbeat_seconds = heartbeat_seconds
+        self._late_headers = late_headers
         self._started = False
         self.status_code = 200
         self.background = None
@@ -125,6 +127,8 @@ class EventStream(Response):
 
     async def _start(self, send: Send) -> None:
         self._started = True
+        for name, value in self._late_headers().items():
+            self.headers[name] = value
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
     async def _beat(self, outbox: Outbox, send: Send) -> None:

@@ -17,6 +17,15 @@ class CompletionTokensDetails(BaseModel):
     reasoning_tokens: int
 
 
+class UsageTiming(BaseModel):
+    """Extension: where the request's time went. Of several answers, which run side by side, the longest."""
+
+    tokenize_seconds: float | None = None
+    queue_seconds: float | None = None
+    prefill_seconds: float | None = None
+    decode_seconds: float | None = None
+
+
 class Usage(BaseModel):
     """Counts of one request; a prompt is counted once, however many answers it got."""
 
@@ -25,3 +34,4 @@ class Usage(BaseModel):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails
+    timing: UsageTiming | None = None

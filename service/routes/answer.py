@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.requests import Request
 
@@ -16,6 +16,7 @@ from service.admission.time_limits import REQUEST_TIMEOUT_HEADER, TimeLimits, cl
 from service.choices import UsageTally, generate_choices
 from service.generation import TextOutput, TextRequest
 from service.protocol.generation import GenerationFields
+from service.request_account import GenerationFacts, RequestAccount, request_account
 from service.routes.delivery import Envelope
 from service.sse import FrameTemplate, frame
 from service.state import LoadedModel, ServiceState, service_state
@@ -29,12 +30,12 @@ _CHARACTERS_PER_TOKEN = 3
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """What is known of a request besides its body. `arrived` is a `time.perf_counter()`."""
+    """What is known of a request besides its body."""
 
     flow: Flow
     priority: int
     limits: TimeLimits
-    arrived: float
+    account: RequestAccount
 
 
 def take_in(request: Request, body: GenerationFields) -> Intake:
@@ -50,7 +51,7 @@ def take_in(request: Request, body: GenerationFields) -> Intake:
         flow=Flow() if caller is None else caller.flow,
         priority=priority,
         limits=TimeLimits(state.timeouts, client_seconds=seconds),
-        arrived=time.perf_counter(),
+        account=request_account(request),
     )
 
 
@@ -60,7 +61,12 @@ def estimated_tokens(num_characters: int) -> int:
 
 
 class Answer(ABC):
-    """One request's way to its answer. Use `frames` or `whole`, once."""
+    """One request's way to its answer. Use `frames` or `whole`, once.
+
+    `operation` is its name in OpenTelemetry's conventions.
+    """
+
+    operation: ClassVar[str]
 
     def __init__(
         self, state: ServiceState, body: GenerationFields, intake: Intake, envelope: Envelope, demand: Demand
@@ -71,6 +77,31 @@ class Answer(ABC):
         self._envelope = envelope
         self._demand = demand
         self._tally = UsageTally(0, body.num_choices)
+        self._account = intake.account
+        self._answers_to_keep: dict[int, list[str]] | None = None
+        self._describe()
+
+    def _describe(self) -> None:
+        """Note for log and trace what was asked; the prompt only where the operator wants that."""
+        body, settings = self._body, self._state.settings
+        facts = GenerationFacts(
+            operation=self.operation,
+            model=body.model,
+            response_id=self._envelope.id,
+            num_choices=self._demand.num_sequences,
+            is_streamed=bool(body.stream),
+            max_tokens=self._demand.num_answer_tokens,
+            temperature=body.temperature,
+            top_p=body.top_p,
+        )
+        if settings.trace_prompts or settings.log_prompts:
+            facts.prompt = self._prompt_json()
+            facts.answers = self._answers_to_keep = {}
+        self._account.generation = facts
+
+    @abstractmethod
+    def _prompt_json(self) -> object:
+        """The prompt as the client sent it, for an operator who wants to see prompts."""
 
     @abstractmethod
     async def _prepare(self, model: LoadedModel) -> list[TextRequest]:
@@ -103,7 +134,7 @@ class Answer(ABC):
                 self._take(index, output)
         payload = self._envelope.as_json()
         payload["choices"] = self._choices()
-        payload["usage"] = self._tally.as_json()
+        payload["usage"] = self._usage()
         return payload
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
@@ -125,8 +156,11 @@ class Answer(ABC):
         if self._body.include_usage:
             payload = self._envelope.as_json()
             payload["choices"] = []
-            payload["usage"] = self._tally.as_json()
+            payload["usage"] = self._usage()
             yield frame(payload)
+
+    def _usage(self) -> dict[str, Any]:
+        return {**self._tally.as_json(), "timing": self._account.seconds()}
 
     def _chunk_payload(self, choice: dict[str, Any]) -> dict[str, Any]:
         payload = self._envelope.as_json()
@@ -146,15 +180,23 @@ class Answer(ABC):
             state.admission.reserve(intake.flow, self._demand, intake.limits) as ticket,
             blaming_the_field(self._body),
         ):
+            began = time.perf_counter()
             requests = await self._prepare(model)
+            self._account.tokenize_seconds = time.perf_counter() - began
             self._settle(ticket, requests)
-            outputs = generate_choices(state, model, requests, ticket, arrived=intake.arrived)
+            answers = self._answers_to_keep
+            outputs = generate_choices(state, model, requests, ticket, self._account)
             async with aclosing(outputs):
                 async for index, output in outputs:
                     self._tally.count(index, output)
+                    if answers is not None:
+                        answers.setdefault(index, []).append(output.text)
+                    if output.finish_reason is not None:
+                        self._account.num_cached_tokens = self._tally.num_cached_tokens
                     yield index, output
 
     def _settle(self, ticket: Ticket, requests: list[TextRequest]) -> None:
         lengths = [len(request.prompt_token_ids) for request in requests]
         self._tally.num_prompt_tokens = sum(lengths[:: self._body.num_choices])
+        self._account.num_prompt_tokens = self._tally.num_prompt_tokens
         ticket.settle_prompts(lengths)

@@ -38,7 +38,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     check_message_count(body, state.settings.max_messages)
     answer = ChatAnswer(state, body, take_in(request, body))
     if body.stream:
-        return stream_response(state, body, answer.frames())
+        return stream_response(request, state, body, answer.frames())
     return await whole_response(request, state, body, answer.whole())
 
 
@@ -78,6 +78,8 @@ def check_message_count(body: ChatCompletionRequest, max_messages: int) -> None:
 
 class ChatAnswer(Answer):
     """A conversation's next turn. A stream says for each choice: role, text, finish reason."""
+
+    operation = "chat"
 
     def __init__(self, state: ServiceState, body: ChatCompletionRequest, intake: Intake) -> None:
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
@@ -156,6 +158,9 @@ class ChatAnswer(Answer):
                 logprobs = {"content": chat_entries(output.tokens, self._model.tokenizer), "refusal": None}
             delta = {"content": output.text} if output.text else {}
             yield self._chunk(index, delta, logprobs, output)
+
+    def _prompt_json(self) -> object:
+        return [message.model_dump(mode="json", exclude_none=True) for message in self._body.messages]
 
     def _adds_text_only(self, index: int) -> bool:
         return not self._want_logprobs and index not in self._unopened

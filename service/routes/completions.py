@@ -41,7 +41,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     refuse_unsupported_fields(body)
     answer = CompletionAnswer(state, body, take_in(request, body))
     if body.stream:
-        return stream_response(state, body, answer.frames())
+        return stream_response(request, state, body, answer.frames())
     return await whole_response(request, state, body, answer.whole())
 
 
@@ -85,6 +85,8 @@ class _Choice:
 
 class CompletionAnswer(Answer):
     """The continuations of the prompts."""
+
+    operation = "text_completion"
 
     def __init__(self, state: ServiceState, body: CompletionRequest, intake: Intake) -> None:
         super().__init__(
@@ -132,6 +134,9 @@ class CompletionAnswer(Answer):
         text = self._answers[index].take(output)
         if text or output.finish_reason is not None:
             yield _choice_json(index, self._answers[index], text, output)
+
+    def _prompt_json(self) -> object:
+        return self._body.prompt
 
     def _adds_text_only(self, index: int) -> bool:
         answer = self._answers[index]

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from service.disconnect import unless_disconnected
 from service.protocol.wire import WireModel
+from service.request_account import request_account
 from service.sse import EventStream
 from service.state import ServiceState
 
@@ -56,15 +57,24 @@ def warning_headers(body: WireModel) -> dict[str, str]:
     return {IGNORED_FIELDS_HEADER: ", ".join(names)} if names else {}
 
 
-def stream_response(state: ServiceState, body: WireModel, frames: AsyncGenerator[bytes, None]) -> EventStream:
-    """Deliver an answer as server-sent events."""
+def stream_response(
+    request: Request, state: ServiceState, body: WireModel, frames: AsyncGenerator[bytes, None]
+) -> EventStream:
+    """Deliver an answer as server-sent events; its headers tell what is known of its timing by then."""
     return EventStream(
         frames,
         metrics=state.metrics,
         cutoff=state.cutoff,
         heartbeat_seconds=state.settings.heartbeat_seconds,
         headers=warning_headers(body),
+        late_headers=lambda: timing_headers(request),
     )
+
+
+def timing_headers(request: Request) -> dict[str, str]:
+    """`Server-Timing`, as far as the request has come."""
+    value = request_account(request).server_timing()
+    return {"Server-Timing": value} if value else {}
 
 
 async def whole_response(
@@ -72,4 +82,5 @@ async def whole_response(
 ) -> Response:
     """Deliver an answer in one piece; the work ends with the client's connection."""
     payload = await unless_disconnected(request.receive, work, state.metrics, state.cutoff)
-    return Response(orjson.dumps(payload), headers=warning_headers(body), media_type="application/json")
+    headers = {**warning_headers(body), **timing_headers(request)}
+    return Response(orjson.dumps(payload), headers=headers, media_type="application/json")
