@@ -15,8 +15,9 @@ from engines.cpu.core import StepOutput
 from engines.cpu.engine_thread import EngineThread
 from engines.cpu.load_tracker import LoadTracker
 from engines.cpu.startup import load_core
-from engines.errors import EngineDead, EngineError, EngineUnavailable, InvalidRequest, StartFailed
+from engines.errors import EngineDead, EngineUnavailable, InvalidRequest, StartFailed
 from engines.grammar.constraint import Constraint
+from engines.grammar.pending import PendingGrammars
 from engines.output_stream import OutputStream
 from engines.request import FinishReason, GenerationRequest, TokenOutput
 from engines.request_checks import check_request
@@ -31,7 +32,7 @@ class CpuEngine(Engine):
         self._info: EngineInfo | None = None
         self._thread: EngineThread | None = None
         self._constraints: Constraints | None = None  # made for the first grammar
-        self._constraining: dict[str, asyncio.Task[Constraint]] = {}  # by key
+        self._pending = PendingGrammars()  # by key
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, OutputStream] = {}  # by key, see generate
         self._keys: dict[str, str] = {}  # request id -> key, of the requests in flight
@@ -77,34 +78,25 @@ class CpuEngine(Engine):
         key = f"{request.request_id}#{next(self._serial)}"
         self._keys[request.request_id] = key
         stream = self._streams[key] = OutputStream()
-        finished = False
         try:
             constraint = None
             if request.sampling.grammar is not None:
                 constraint = await self._constrain(key, request)
-                if constraint is None:
-                    finished = True
-                    yield TokenOutput((), finish_reason=FinishReason.ABORT)
-            if not finished:
+            if constraint is None and request.sampling.grammar is not None:
+                stream.put(TokenOutput((), finish_reason=FinishReason.ABORT))
+            else:
                 thread.submit(replace(request, request_id=key), constraint)
-            while not finished:
-                output = await stream.get()
-                finished = output.finish_reason is not None
-                yield output
-        except EngineError:
-            finished = True
-            raise
+            while not stream.is_over:
+                yield await stream.get()
         finally:
             del self._keys[request.request_id], self._streams[key]
-            if not finished:
+            if not stream.is_over:
                 thread.abort(key)
 
     async def abort(self, request_id: str) -> None:
         """See Engine.abort."""
         key = self._keys.get(request_id)
-        if key in self._constraining:
-            self._constraining[key].cancel()
-        elif key is not None and self._thread is not None:
+        if not self._pending.abort(key) and key is not None and self._thread is not None:
             await asyncio.wrap_future(self._thread.abort(key))
 
     def stats(self) -> EngineStats:
@@ -114,7 +106,7 @@ class CpuEngine(Engine):
             return stats
         return replace(
             stats,
-            num_waiting=stats.num_waiting + len(self._constraining),
+            num_waiting=stats.num_waiting + len(self._pending),
             num_grammar_compiles_total=self._constraints.num_compiles_total,
             grammar_compile_seconds_total=self._constraints.compile_seconds_total,
         )
@@ -143,14 +135,13 @@ class CpuEngine(Engine):
         if self._constraints is None:
             assert self._options.checkpoint is not None
             self._constraints = Constraints(self._options.checkpoint, self.info)
-        task = self._constraining[key] = asyncio.create_task(self._constraints.begin(request))
         try:
-            await asyncio.wait({task})
-        finally:
-            task.cancel()
-            del self._constraining[key]
+            constraint = await self._pending.wait(key, self._constraints.begin(request), if_aborted=None)
+        except EngineUnavailable:
+            self._alive_thread()
+            raise
         self._alive_thread()  # it may have died or been closed in the time
-        return None if task.cancelled() else task.result()
+        return constraint
 
     def _alive_thread(self) -> EngineThread:
         if self._death is not None:

@@ -74,9 +74,10 @@ class GrammarCompiler:
         assert compiled is not None
         return compiled
 
-    async def check(self, grammar: Grammar) -> None:
-        """Raises as `compile` does."""
+    async def check(self, grammar: Grammar) -> bool:
+        """True; raises as `compile` does."""
         await self._get(grammar)
+        return True
 
     def close(self) -> None:
         """End the thread and the process. What is being compiled ends with EngineUnavailable."""

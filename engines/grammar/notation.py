@@ -15,6 +15,8 @@ ALL_KINDS = frozenset(GrammarKind)
 
 # JSON allows any amount of white space between tokens, and a model may go on with it for ever.
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
+_STRICT = {"lenient": False, "coerce_one_of": False, "whitespace_pattern": _WHITESPACE}
+_JSON_KINDS = (GrammarKind.JSON_SCHEMA, GrammarKind.JSON_OBJECT)
 
 
 def library_grammar(grammar: Grammar) -> str:
@@ -24,15 +26,26 @@ def library_grammar(grammar: Grammar) -> str:
         raise invalid_grammar(f"it has {num_bytes} bytes; expected at most {MAX_GRAMMAR_BYTES}")
     if not grammar.text.isprintable():
         _check_encodable(grammar.text)
-    if grammar.kind is GrammarKind.JSON_OBJECT:
-        return _from_schema({"type": "object"})
-    if grammar.kind is GrammarKind.JSON_SCHEMA:
-        return _from_schema(_parse_schema(grammar.text))
+    if grammar.kind in _JSON_KINDS:
+        try:
+            return LLMatcher.grammar_from_json_schema(strict_schema(grammar))
+        except ValueError as error:
+            raise invalid_grammar(f"the JSON Schema cannot be read ({error})") from None
     if not grammar.text.strip():
         raise invalid_grammar("it is empty")
     if grammar.kind is GrammarKind.REGEX:
         return LLMatcher.grammar_from_regex(grammar.text)
     return LLMatcher.grammar_from_lark(lark_text(grammar))
+
+
+def strict_schema(grammar: Grammar) -> str:
+    """The JSON Schema of a JSON_SCHEMA or JSON_OBJECT grammar, with llguidance's options in it.
+
+    A keyword that cannot be enforced is an error when the schema is compiled. Raises InvalidRequest.
+    """
+    is_object = grammar.kind is GrammarKind.JSON_OBJECT
+    schema = {"type": "object"} if is_object else _parse_schema(grammar.text)
+    return json.dumps({**schema, "x-guidance": _STRICT})
 
 
 def lark_text(grammar: Grammar) -> str:
@@ -64,17 +77,6 @@ def _parse_schema(text: str) -> dict[str, object]:
     if "x-guidance" in schema:
         raise invalid_grammar("the JSON Schema has 'x-guidance', which could switch its own keywords off")
     return schema
-
-
-def _from_schema(schema: dict[str, object]) -> str:
-    """Strict: a keyword that cannot be enforced is an error when the grammar is compiled."""
-    try:
-        return LLMatcher.grammar_from_json_schema(
-            json.dumps(schema),
-            overrides={"lenient": False, "coerce_one_of": False, "whitespace_pattern": _WHITESPACE},
-        )
-    except (ValueError, RecursionError) as error:
-        raise invalid_grammar(f"the JSON Schema cannot be read ({error})") from None
 
 
 def _check_encodable(text: str) -> None:

@@ -8,14 +8,18 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any
 
-from engines.base import Engine, EngineInfo, EngineOptions, EngineStats
+from engines.base import Engine, EngineInfo, EngineOptions, EngineStats, LoadProgress
+from engines.cpu.load_tracker import LoadTracker
 from engines.errors import EngineDead, EngineError, EngineUnavailable, InvalidRequest, StartFailed
+from engines.grammar.compiler import GrammarCompiler
+from engines.grammar.pending import PendingGrammars
 from engines.output_stream import OutputStream
-from engines.request import GenerationRequest, SamplingParams, TokenOutput
+from engines.request import FinishReason, GenerationRequest, Grammar, SamplingParams, TokenOutput
 from engines.request_checks import check_request
 from engines.trtllm.blocking_call import call_blocking
 from engines.trtllm.canary import canary_request, check_canaries, mismatch
 from engines.trtllm.generation import Generation
+from engines.trtllm.guided_decoding import grammar_checker, grammar_kinds
 from engines.trtllm.iteration_stats import IterationStats
 from engines.trtllm.request_queue import Call, RequestQueue
 from engines.trtllm.sampling import check_support, plan_sampling
@@ -47,12 +51,15 @@ class TrtLlmEngine(Engine):
         self._shutdown_seconds = shutdown_seconds
         self._prepared: Prepared | None = None
         self._info: EngineInfo | None = None
+        self._load_tracker = LoadTracker()
         self._loading: asyncio.Future[Any] | None = None
         self._llm: Any = None
         self._queue = RequestQueue(options.max_num_seqs, self._run)
         self._watchdog = Watchdog(options.stall_timeout_seconds)
         self._iterations = IterationStats(self._watchdog.progress)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._grammars: GrammarCompiler | None = None  # made for the first grammar
+        self._pending = PendingGrammars()  # by request id
         self._death: str | None = None
         self._has_died = asyncio.Event()
         self._num_prompt_tokens = 0
@@ -64,17 +71,21 @@ class TrtLlmEngine(Engine):
         """See Engine.start. Loads on a thread; then a warm-up, and the build's canaries if there are any."""
         if self._loading is not None:
             raise StartFailed("the engine has been started already")
-        self._loading = call_blocking(lambda: prepare(self._options), "trtllm-prepare")
-        prepared: Prepared = await asyncio.shield(self._loading)
-        self._loading = call_blocking(lambda: prepared.model_class(**prepared.arguments), "trtllm-load")
-        self._llm = await wait_for_load(self._loading, self._options.checkpoint)
-        self._prepared = prepared
-        self._spawn(self._iterations.read_forever(self._llm))
-        await self._warm_up(prepared)
-        await self._check_canaries(prepared)
+        try:
+            prepared = await self._load()
+            self._load_tracker.begin("warming up")
+            await self._warm_up(prepared)
+            self._load_tracker.begin("checking canary prompts")
+            await self._check_canaries(prepared)
+        finally:
+            self._load_tracker.end()
         self._queue.capacity = int(prepared.arguments["max_batch_size"])
         self._info = self._describe(prepared)
         self._spawn(self._watch())
+
+    def load_progress(self) -> LoadProgress | None:
+        """See Engine.load_progress. How far the runtime has come within a phase it does not tell."""
+        return self._load_tracker.progress()
 
     @property
     def info(self) -> EngineInfo:
@@ -94,28 +105,27 @@ class TrtLlmEngine(Engine):
         plan = plan_sampling(
             request, self._prepared.facts, self._prepared.limits, self._prepared.runtime.features
         )
-        if self._queue.knows(request.request_id):
+        if self._queue.knows(request.request_id) or request.request_id in self._pending:
             raise InvalidRequest(f"request id {request.request_id!r} is already in use", param="request_id")
+        if request.sampling.grammar is not None:
+            is_sound = await self._check_grammar(request.request_id, request.sampling.grammar)
+            if not is_sound:
+                yield TokenOutput((), finish_reason=FinishReason.ABORT)
+                return
         call = Call(request, Generation(self._prepared.runtime, self._llm, plan), OutputStream())
-        finished = False
         try:
             self._queue.enter(call)
-            while not finished:
-                output = await call.stream.get()
-                finished = output.finish_reason is not None
-                yield output
-        except EngineError:
-            finished = True
-            raise
+            while not call.stream.is_over:
+                yield await call.stream.get()
         finally:
             self._queue.forget(call)
-            if not finished:
+            if not call.stream.is_over:
                 self._queue.cancel(call)
 
     async def abort(self, request_id: str) -> None:
         """See Engine.abort."""
         call = self._queue.find(request_id)
-        if call is None:
+        if self._pending.abort(request_id) or call is None:
             return
         self._queue.cancel(call)
         try:
@@ -134,16 +144,35 @@ class TrtLlmEngine(Engine):
         num_running = self._queue.num_running
         return EngineStats(
             num_running=num_running,
-            num_waiting=self._queue.num_waiting,
+            num_waiting=self._queue.num_waiting + len(self._pending),
             num_blocks_used=min(self._iterations.num_blocks_used, num_blocks) if num_running else 0,
             num_blocks_total=num_blocks,
             num_prompt_tokens_total=self._num_prompt_tokens,
             num_cached_prompt_tokens_total=self._num_cached_tokens,
             num_generated_tokens_total=self._num_generated_tokens,
+            num_grammar_compiles_total=0 if self._grammars is None else self._grammars.num_compiles_total,
+            grammar_compile_seconds_total=(
+                0.0 if self._grammars is None else self._grammars.compile_seconds_total
+            ),
             num_steps_total=self._iterations.num_steps
             if self._iterations.is_available
             else self._num_outputs,
         )
+
+    async def _check_grammar(self, request_id: str, grammar: Grammar) -> bool:
+        """Whether the request may go on: False when it was aborted meanwhile. Raises as `check` does."""
+        if self._grammars is None:
+            assert self._options.checkpoint is not None
+            self._grammars = grammar_checker(self._options.checkpoint, self.info)
+        try:
+            is_sound = await self._pending.wait(request_id, self._grammars.check(grammar), if_aborted=False)
+        except EngineUnavailable:
+            is_sound = False
+            if self._death is None:
+                raise
+        if self._death is not None:
+            raise EngineDead(self._death)
+        return is_sound
 
     async def died(self) -> str:
         """See Engine.died."""
@@ -155,6 +184,8 @@ class TrtLlmEngine(Engine):
         """See Engine.close. Waits for `shutdown_seconds` at most, then leaves the runtime behind."""
         if self._death is None:
             self._death = "the TensorRT-LLM engine has been closed"
+        if self._grammars is not None:
+            self._grammars.close()
         await self._end_requests(self._death)
         loading, self._loading = self._loading, None
         if loading is not None and self._llm is None:
@@ -169,6 +200,17 @@ class TrtLlmEngine(Engine):
             await self._shut_down(llm)
 
     # -- starting -----------------------------------------------------------------------------------------
+
+    async def _load(self) -> Prepared:
+        self._load_tracker.begin("checking machine, files and memory; importing TensorRT-LLM")
+        self._loading = call_blocking(lambda: prepare(self._options), "trtllm-prepare")
+        prepared: Prepared = await asyncio.shield(self._loading)
+        self._load_tracker.begin("loading the model into TensorRT-LLM")
+        self._loading = call_blocking(lambda: prepared.model_class(**prepared.arguments), "trtllm-load")
+        self._llm = await wait_for_load(self._loading, self._options.checkpoint)
+        self._prepared = prepared
+        self._spawn(self._iterations.read_forever(self._llm))
+        return prepared
 
     async def _warm_up(self, prepared: Prepared) -> None:
         """One answer before anybody waits for it: kernels are chosen and compiled, faults come to light."""
@@ -225,6 +267,7 @@ class TrtLlmEngine(Engine):
             max_num_seqs=self._queue.capacity,
             max_num_logprobs=min(features.max_num_logprobs, prepared.facts.vocab_size),
             supports_prompt_logprobs=features.prompt_logprobs,
+            grammar_kinds=grammar_kinds(prepared.arguments),
             details=(
                 ("tensorrt_llm", str(features.version)),
                 ("gpu", prepared.gpu.name),
@@ -249,10 +292,11 @@ class TrtLlmEngine(Engine):
                     if not call.has_output:
                         self._num_cached_tokens += output.num_cached_tokens
                     call.has_output = True
-                    if output.finish_reason is not None:
-                        call.last_output = output
+                    timed = call.timed(output)
+                    if timed.finish_reason is not None:
+                        call.last_output = timed
                         return
-                    call.stream.put(output)
+                    call.stream.put(timed)
         except EngineError as error:
             call.stream.put(error)
         except Exception as error:

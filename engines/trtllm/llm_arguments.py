@@ -24,8 +24,8 @@ TOKENS_PER_BLOCK = 32
 _SM_WITH_SMALL_SHARED_MEMORY = frozenset({120, 121})
 # The CUTLASS FP4 kernels asked for more shared memory than SM 120 and 121 have until pull request 12141.
 _FP4_GEMM_FIXED_IN = Version("1.3.0rc13")
-# Options for trtllm-serve that cannot be had without the tokenizer in the runtime.
-_NEEDS_TOKENIZER = frozenset({"guided_decoding_backend"})
+# Options for trtllm-serve that are not for this engine: see engines.trtllm.guided_decoding.
+_SET_ELSEWHERE = frozenset({"guided_decoding_backend"})
 _CONFIG_CLASSES = {
     "kv_cache_config": "KvCacheConfig",
     "cuda_graph_config": "CudaGraphConfig",
@@ -133,7 +133,7 @@ def llm_arguments(
         "tokens_per_block": limits.tokens_per_block,
     }
     arguments: dict[str, Any] = {
-        **{name: value for name, value in target.items() if name not in _NEEDS_TOKENIZER},
+        **{name: value for name, value in target.items() if name not in _SET_ELSEWHERE},
         # Text is none of the engine's business: token ids in, token ids out.
         "skip_tokenizer_init": True,
         "trust_remote_code": False,

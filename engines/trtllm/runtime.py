@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import MissingExtra, StartFailed
+from engines.request import Grammar
+from engines.trtllm.guided_decoding import guided_decoding_params
 from engines.trtllm.versions import Features, features_of
 
 PACKAGE = "tensorrt_llm"
@@ -67,6 +69,9 @@ class Runtime:
     def sampling_params(self, arguments: Mapping[str, object], bias: NDArray[np.float32] | None) -> Any:
         """`tensorrt_llm.SamplingParams`; `bias` is float32 [vocab_size], added to the logits."""
         values = dict(arguments)
+        grammar = values.get("guided_decoding")
+        if isinstance(grammar, Grammar):
+            values["guided_decoding"] = guided_decoding_params(grammar, self.llmapi)
         if bias is not None:
             values["embedding_bias"] = self.torch.from_numpy(bias)
         return self.sampling_class(**values)

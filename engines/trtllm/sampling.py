@@ -107,6 +107,8 @@ class SamplingPlan:
         ):
             if value != default:
                 arguments[name] = value
+        if sampling.grammar is not None:
+            arguments["guided_decoding"] = sampling.grammar  # the runtime's own object is made of it last
         # 0 means "none" in older releases and "the sampled token's" in newer ones; 1 always includes that.
         if sampling.num_logprobs is not None:
             arguments["logprobs"] = max(sampling.num_logprobs, 1)
@@ -129,6 +131,7 @@ def plan_sampling(
     sampling = request.sampling
     check_support(sampling, features)
     num_prompt_tokens = len(request.prompt_token_ids)
+    _check_grammar(sampling)
     _check_prompt_logits(request, facts, features)
     if sampling.max_tokens == 0 and num_prompt_tokens + 1 > limits.max_seq_len:
         raise PromptTooLong(
@@ -178,6 +181,15 @@ def check_support(sampling: SamplingParams, features: Features) -> None:
                 f"{features.advice if 'logprobs' in param else 'leave it out'}",
                 param=param,
             )
+
+
+def _check_grammar(sampling: SamplingParams) -> None:
+    if sampling.grammar is not None and sampling.min_tokens:
+        raise UnsupportedParameter(
+            f"min_tokens is {sampling.min_tokens}, but TensorRT-LLM would hold back the end of a text that "
+            "the grammar says is complete; leave one of them out",
+            param="min_tokens",
+        )
 
 
 def _check_prompt_logits(request: GenerationRequest, facts: ModelFacts, features: Features) -> None:

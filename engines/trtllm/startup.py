@@ -13,6 +13,7 @@ from typing import Any
 from engines.base import EngineOptions
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.errors import StartFailed, UnsupportedCheckpoint
+from engines.trtllm.guided_decoding import guided_decoding_arguments
 from engines.trtllm.launch import detect_launch, gpus_per_node
 from engines.trtllm.llm_arguments import (
     Limits,
@@ -85,6 +86,7 @@ def prepare(options: EngineOptions) -> Prepared:
             runtime.features.version, gpu.sm, facts, options.max_num_seqs
         )
         arguments = llm_arguments(options, facts, limits, budget, kv_cache_dtype, target, runtime)
+        arguments.update(guided_decoding_arguments(directory, facts, runtime.llmapi))
     if launch.is_multi_node:
         arguments["gpus_per_node"] = num_gpus_per_node
     return Prepared(runtime, facts, limits, gpu, manifest, budget.max_tokens, model_class, arguments)

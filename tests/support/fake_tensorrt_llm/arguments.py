@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, create_model
 
@@ -93,7 +93,7 @@ def _llm_arguments(release: Release, classes: dict[str, type[BaseModel]]) -> dic
         "cuda_graph_config": (classes["CudaGraphConfig"] | None, None),
         "moe_config": (classes["MoeConfig"], classes["MoeConfig"]()),
         "enable_chunked_prefill": (bool, False),
-        "guided_decoding_backend": (str | None, None),
+        "guided_decoding_backend": (Literal["xgrammar", "llguidance"] | None, None),
         "gather_generation_logits": (bool, False),
         "max_batch_size": (int, 2048),
         "max_input_len": (int, 1024),

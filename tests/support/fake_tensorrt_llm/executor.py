@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from llguidance import LLTokenizer
 from numpy.typing import NDArray
 
 from tests.support.fake_tensorrt_llm.behaviour import Behaviour
+from tests.support.fake_tensorrt_llm.guided_decoding import Guide
 from tests.support.fake_tensorrt_llm.releases import Release
 from tests.support.fake_tensorrt_llm.results import (
     CppExecutorError,
@@ -36,6 +38,7 @@ class Sequence:
     is_cached: bool
     generated: list[int] = field(default_factory=list)
     num_cached_tokens: int = 0
+    guide: Guide | None = None
 
 
 class Executor:
@@ -53,6 +56,7 @@ class Executor:
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []
         self._stored: set[tuple[int, ...]] = set()
+        self.vocabulary: LLTokenizer | None = None  # for guided decoding
         self._task: asyncio.Task[None] | None = None
         self._num_steps = 0
 
@@ -113,6 +117,10 @@ class Executor:
                 return
             sequence = self._waiting.popleft()
             sequence.num_cached_tokens = self._reuse(sequence)
+            if sequence.params.guided_decoding is not None:
+                assert self.vocabulary is not None
+                guide = Guide(sequence.params.guided_decoding, self.vocabulary, self._vocab_size)
+                sequence.guide = guide
             self._active.append(sequence)
 
     def _num_blocks(self, sequence: Sequence) -> int:
@@ -145,6 +153,8 @@ class Executor:
         token_id = self._choose(logits, sequence)
         is_first = not generated
         generated.append(token_id)
+        if sequence.guide is not None:
+            sequence.guide.take(token_id)
         self._behaviour.num_tokens += 1
         reason, stop_reason = self._reason(sequence, token_id)
         response = Response(
@@ -192,6 +202,8 @@ class Executor:
             scores[token_id] -= (params.presence_penalty or 0.0) + count * (params.frequency_penalty or 0.0)
         if params.min_tokens and len(sequence.generated) < params.min_tokens and params.end_id >= 0:
             scores[params.end_id] = -np.inf
+        if sequence.guide is not None:
+            scores[~sequence.guide.mask()] = -np.inf
         if is_greedy(params):
             return int(scores.argmax())
         order = np.argsort(-scores / max(params.temperature or 1.0, 1e-6))[: params.top_k or None]

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from tests.support.fake_tensorrt_llm.behaviour import Behaviour
 from tests.support.fake_tensorrt_llm.executor import Executor, Sequence
+from tests.support.fake_tensorrt_llm.guided_decoding import read_vocabulary
 from tests.support.fake_tensorrt_llm.releases import Release
 from tests.support.fake_tensorrt_llm.results import RequestError, RequestOutput
 from tests.support.fake_tensorrt_llm.torch_module import OutOfMemoryError
@@ -82,8 +83,8 @@ class _Base:
             self.args = self._arguments_class(**given, **kwargs)
         except ValidationError as error:
             raise ValueError(f"bad arguments for LLM: {error}") from None
-        if not skip_tokenizer_init:
-            raise AssertionError("the engine speaks token ids; it needs no tokenizer")
+        if skip_tokenizer_init is (self.args.guided_decoding_backend is not None):
+            raise AssertionError("the engine needs a tokenizer for guided decoding, and for nothing else")
         join_workers(self.args, self._behaviour)
         time.sleep(self._behaviour.load_seconds)
         if self._behaviour.is_out_of_memory:
@@ -96,6 +97,8 @@ class _Base:
         config = config.get("pretrained_config", config)
         self._vocab_size = config["vocab_size"]
         self._executor = Executor(self.args, self._vocab_size, self._release, self._behaviour)
+        if self.args.guided_decoding_backend is not None:
+            self._executor.vocabulary = read_vocabulary(Path(model), self._vocab_size)
         self._ids = itertools.count(1)
         self._is_shut_down = False
         self._behaviour.llms.append(self)
@@ -136,6 +139,8 @@ class _Base:
         ids = [*inputs, *(params.stop_token_ids or ())]
         if min(ids) < 0 or max(ids) >= self._vocab_size:
             raise ValueError("a token id is outside the vocabulary")
+        if params.guided_decoding is not None and self.args.guided_decoding_backend is None:
+            raise ValueError("guided decoding needs guided_decoding_backend")
         if params.embedding_bias is not None and params.embedding_bias.shape != (self._vocab_size,):
             raise ValueError(f"embedding_bias has shape {params.embedding_bias.shape}")
         if len(inputs) > self.args.max_num_tokens and not self.args.enable_chunked_prefill:

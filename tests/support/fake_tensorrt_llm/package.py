@@ -12,6 +12,7 @@ from transformers.utils import is_torch_available
 
 from tests.support.fake_tensorrt_llm.arguments import config_classes
 from tests.support.fake_tensorrt_llm.behaviour import Behaviour
+from tests.support.fake_tensorrt_llm.guided_decoding import guided_decoding_class
 from tests.support.fake_tensorrt_llm.llm import llm_class
 from tests.support.fake_tensorrt_llm.releases import Release
 from tests.support.fake_tensorrt_llm.results import CppExecutorError, RequestError
@@ -44,12 +45,15 @@ def build(version: str, behaviour: Behaviour) -> dict[str, ModuleType]:
     """The package of that release, by module name."""
     release = Release(version)
     classes = config_classes(release)
-    sampling = sampling_params_class(release)
+    guided = guided_decoding_class()
+    sampling = sampling_params_class(release, guided)
     llm = llm_class(release, classes["TorchLlmArgs"], sampling, behaviour)
     modules = {
         "torch": torch_module(),
         "tensorrt_llm": _module("tensorrt_llm", __version__=version, LLM=llm, SamplingParams=sampling),
-        "tensorrt_llm.llmapi": _module("tensorrt_llm.llmapi", LLM=llm, SamplingParams=sampling, **classes),
+        "tensorrt_llm.llmapi": _module(
+            "tensorrt_llm.llmapi", LLM=llm, SamplingParams=sampling, GuidedDecodingParams=guided, **classes
+        ),
         "tensorrt_llm.executor": _module("tensorrt_llm.executor", CppExecutorError=CppExecutorError),
         "tensorrt_llm.executor.utils": _module("tensorrt_llm.executor.utils", RequestError=RequestError),
     }

@@ -78,8 +78,8 @@ _RANGES: dict[str, tuple[type, float, float]] = {
 }
 
 
-def sampling_params_class(release: Release) -> type:
-    """The class of this release."""
+def sampling_params_class(release: Release, guided_decoding: type) -> type:
+    """The class of this release; `guided_decoding` is the class of its field of that name."""
 
     def check(self: Any) -> None:
         if self.pad_id is None:
@@ -88,6 +88,8 @@ def sampling_params_class(release: Release) -> type:
         _check_ranges(self)
         _check_lists(self)
         _check_release(self, release)
+        if self.guided_decoding is not None and not isinstance(self.guided_decoding, guided_decoding):
+            raise TypeError(f"guided_decoding is {self.guided_decoding!r}; expected GuidedDecodingParams")
 
     new = dict.fromkeys(_NEW) if release.is_new else {}
     fields = [
@@ -122,7 +124,7 @@ def _check_lists(params: Any) -> None:
     bias = params.embedding_bias
     if bias is not None and (not isinstance(bias, Tensor) or bias.dtype != "float32"):
         raise TypeError("embedding_bias has to be a float32 tensor")
-    for name in ("bad", "stop", "guided_decoding", "logits_processor", "lookahead_config"):
+    for name in ("bad", "stop", "logits_processor", "lookahead_config"):
         if getattr(params, name) is not None:
             raise ValueError(f"{name} needs a tokenizer or is not for this engine")
     if params.n != 1 or params.best_of != 1 or params.use_beam_search:

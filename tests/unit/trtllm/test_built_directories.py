@@ -108,7 +108,7 @@ async def test_a_prepared_checkpoint_keeps_the_options_of_its_build(
         await engine.close()
     args = behaviour.llms[0].args
     assert args.moe_config.backend == "VANILLA"
-    assert args.guided_decoding_backend is None  # it would need the tokenizer that the engine does without
+    assert args.guided_decoding_backend == "llguidance"  # the one whose grammars are tried out beforehand
     assert args.kv_cache_config.copy_on_partial_reuse is False
     assert args.kv_cache_config.enable_block_reuse is False
     assert args.kv_cache_config.dtype == "fp8"
