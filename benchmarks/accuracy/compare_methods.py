@@ -1,125 +1,129 @@
-"""Quantise a BF16 master by every format and method; compare each result with the master on held-out text.
+"""Quantise a BF16 master by every format and method; judge each result beside the master.
 
-    python -m benchmarks.accuracy.compare_methods MASTER [--samples 256] [--output FILE.json]
+    python -m benchmarks.accuracy.compare_methods MASTER [--students DIR ...] [--peer-python PYTHON]
+        [--samples 256] [--output FILE.json]
 
-For each checkpoint and both activation modes: perplexity, the part of the perplexity gap between BF16 and
-round-to-nearest that the method closes, KL divergence from BF16, and agreement of the likeliest token.
+For each checkpoint, with activations as declared (W4A4) and unrounded (W4A16): perplexity on held-out text,
+the part of the gap between BF16 and round-to-nearest that the method closes, KL divergence from BF16, and how
+many held-out questions are answered right to the letter, task by task. BF16 is MASTER, for students too.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.accuracy.candidates import LAYOUTS, Candidate, Sources, candidates
 from benchmarks.accuracy.demo_text import held_out_ids
 from engines.evaluate.comparison import compare_models
 from engines.evaluate.documents import Document
 from engines.evaluate.logits import open_model
 from engines.evaluate.windows import choose_windowing
-from engines.quantize.options import METHODS, CalibrationOptions, QuantizeOptions
-from engines.quantize.quantizer import quantize
 from examples.demo_model.calibration import write_calibration
+from examples.demo_model.evaluate import evaluate
 
-_LAYOUTS = {"mxfp4": "compressed-tensors", "nvfp4": "compressed-tensors"}
+Row = dict[str, Any]
 
 
 def main() -> None:
     """Run the comparison and print a table; with --output also write JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("master", type=Path)
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--formats", nargs="+", default=["mxfp4", "nvfp4"])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--activations", nargs="+", default=["checkpoint", "bf16"])
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
+    arguments = _arguments()
     documents = [
         Document(f"held-out {number}", tuple(ids))
         for number, ids in enumerate(held_out_ids(arguments.master), 1)
     ]
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        calibration = Path(folder) / "calibration.jsonl"
-        write_calibration(arguments.master, calibration, arguments.samples)
+    rows = [_of_master(arguments)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        samples = folder / "calibration.jsonl"
+        write_calibration(arguments.master, samples, arguments.samples)
+        sources = Sources(
+            arguments.master, tuple(arguments.students), samples, arguments.samples, arguments.peer_python
+        )
         for format in arguments.formats:
-            for method in arguments.methods:
-                if (format, method) != ("mxfp4", "four-over-six"):
-                    rows += _measure(arguments, format, method, calibration, Path(folder), documents)
-    _add_closed_gap(rows)
+            for candidate in candidates(sources, format, folder):
+                rows += _judge(arguments, candidate, documents)
+    rows[0]["perplexity"] = rows[-1]["perplexity_bf16"]
+    add_closed_gap(rows)
     for row in rows:
         print(_line(row))
     if arguments.output:
-        report = {
-            "master": arguments.master.name,
-            "num_samples": arguments.samples,
-            "num_tokens": sum(len(document.token_ids) for document in documents),
-            "command": f"python -m benchmarks.accuracy.compare_methods {_options()}",
-            "commit": _commit(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "rows": rows,
-        }
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        report = _report(arguments, documents, rows)
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def _measure(
-    arguments: argparse.Namespace,
-    format: str,
-    method: str,
-    calibration: Path,
-    folder: Path,
-    documents: list[Document],
-) -> list[dict[str, Any]]:
-    checkpoint = folder / f"{format}-{method}"
-    options = QuantizeOptions(
-        arguments.master,
-        checkpoint,
-        format,
-        _LAYOUTS[format],
-        method,
-        CalibrationOptions(calibration, arguments.samples),
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    started = time.monotonic()
-    report = quantize(options)
-    seconds = time.monotonic() - started
+    parser.add_argument("master", type=Path)
+    parser.add_argument("--students", nargs="+", type=Path, default=[], help="made by distill.py from MASTER")
+    parser.add_argument("--peer-python", type=Path, help="a Python that has llm-compressor and modelopt")
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--per-task", type=int, default=40)
+    parser.add_argument("--formats", nargs="+", default=list(LAYOUTS))
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+def _of_master(arguments: argparse.Namespace) -> Row:
+    row: Row = {
+        "format": "bf16",
+        "method": "",
+        "activations": "bf16",
+        "num_bytes": _num_bytes(arguments.master),
+    }
+    return row | _exact(arguments, arguments.master, "bf16")
+
+
+def _judge(arguments: argparse.Namespace, made: Candidate, documents: Sequence[Document]) -> list[Row]:
     longest = max(len(document.token_ids) for document in documents)
     windowing = choose_windowing(longest, longest, None)
     rows = []
-    for activations in arguments.activations:
+    for activations in ("checkpoint", "bf16"):
         master = open_model(arguments.master, longest, activations="bf16", numerics="reference")
-        made = open_model(checkpoint, longest, activations=activations, numerics="reference")
-        result = compare_models(master, made, documents, windowing)
-        rows.append(
-            {
-                "format": format,
-                "method": method,
-                "activations": activations,
-                "perplexity_bf16": result.a.perplexity,
-                "perplexity": result.b.perplexity,
-                "mean_kl": result.mean_kl,
-                "agreement": result.agreement,
-                "output_error": float(np.mean([stage.output_error or 0.0 for stage in report.stages])),
-                "seconds": seconds,
-                "output_bytes": report.output_bytes,
-            }
-        )
+        model = open_model(made.directory, longest, activations=activations, numerics="reference")
+        result = compare_models(master, model, documents, windowing)
+        row: Row = {
+            "format": made.format,
+            "method": made.method,
+            "activations": activations,
+            "perplexity_bf16": result.a.perplexity,
+            "perplexity": result.b.perplexity,
+            "mean_kl": result.mean_kl,
+            "agreement": result.agreement,
+            "seconds": round(made.seconds, 2),
+            "num_bytes": _num_bytes(made.directory),
+        }
+        rows.append(row | _exact(arguments, made.directory, activations))
         print(_line(rows[-1]), flush=True)
     return rows
 
 
-def _add_closed_gap(rows: list[dict[str, Any]]) -> None:
-    """The share of round-to-nearest's loss of perplexity that a method takes back."""
+def _exact(arguments: argparse.Namespace, directory: Path, activations: str) -> Row:
+    report = asyncio.run(
+        evaluate(
+            directory,
+            activations=activations,
+            numerics="reference",
+            per_task=arguments.per_task,
+            num_documents=1,
+        )
+    )
+    return {"exact": report.exact, "tasks": report.tasks}
+
+
+def add_closed_gap(rows: Sequence[Row]) -> None:
+    """The shares of round-to-nearest's loss, in perplexity and in divergence, that a method takes back."""
     base = {(row["format"], row["activations"]): row for row in rows if row["method"] == "rtn"}
     for row in rows:
         rtn = base.get((row["format"], row["activations"]))
@@ -129,9 +133,21 @@ def _add_closed_gap(rows: list[dict[str, Any]]) -> None:
             row["kl_closed"] = 1 - row["mean_kl"] / rtn["mean_kl"]
 
 
-def _options() -> str:
-    """The command line, with the master by its name only."""
-    return " ".join(Path(word).name if Path(word).is_dir() else word for word in sys.argv[1:])
+def _report(arguments: argparse.Namespace, documents: Sequence[Document], rows: list[Row]) -> Row:
+    words = (Path(word).name if Path(word).exists() else word for word in sys.argv[1:])
+    return {
+        "master": arguments.master.name,
+        "num_samples": arguments.samples,
+        "num_tokens": sum(len(document.token_ids) for document in documents),
+        "command": f"python -m benchmarks.accuracy.compare_methods {' '.join(words)}",
+        "commit": _commit(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "rows": rows,
+    }
+
+
+def _num_bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
 
 def _commit() -> str:
@@ -139,14 +155,16 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def _line(row: dict[str, Any]) -> str:
-    closed = "" if row.get("gap_closed") is None else f" gap closed {100 * row['gap_closed']:6.1f} %"
-    closed += "" if row.get("kl_closed") is None else f" KL closed {100 * row['kl_closed']:6.1f} %"
-    return (
-        f"{row['format']} {row['method']:14} {row['activations']:10} "
-        f"perplexity {row['perplexity']:.4f} (BF16 {row['perplexity_bf16']:.4f}) "
-        f"KL {row['mean_kl']:.5f} agreement {100 * row['agreement']:.2f} % {row['seconds']:.1f} s{closed}"
-    )
+def _line(row: Row) -> str:
+    parts = [f"{row['format']:5} {row['method']:20} {row['activations']:10}"]
+    if "perplexity" in row:
+        parts.append(f"perplexity {row['perplexity']:.4f}")
+    if "mean_kl" in row:
+        parts.append(f"KL {row['mean_kl']:.5f}")
+    parts.append(f"exact {row['exact']:.1%}")
+    if row.get("gap_closed") is not None:
+        parts.append(f"gap closed {row['gap_closed']:.0%}, KL closed {row['kl_closed']:.0%}")
+    return "  ".join(parts)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,11 @@ SNAPSHOT_EVERY = 150
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is trained, on how much, where to; `start` is a master to go on from, `rate` scales the peak."""
+    """What is trained, on how much, where to.
+
+    `start` is a master to go on from, `rate` scales the peak. `stop_after` (0: never) ends a run before the
+    learning rate has fallen to zero, to be gone on from under another schedule.
+    """
 
     kind: str
     directory: Path
@@ -46,6 +50,7 @@ class Run:
     seed: int
     start: Path | None = None
     rate: float = 1.0
+    stop_after: int = 0
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--start-from", type=Path, help="a master to go on from, instead of random weights")
     parser.add_argument("--rate", type=float, default=1.0, help="scales the learning rate (default 1)")
+    parser.add_argument("--stop-after", type=int, default=0, help="end after so many of the steps")
     parser.add_argument("--compile", action="store_true", help="faster; needs a C++ compiler")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -70,6 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.seed,
         options.start_from,
         options.rate,
+        options.stop_after,
     )
     train(run, options.compile)
 
@@ -115,8 +122,11 @@ def train(run: Run, compiled: bool) -> None:
                 f"{elapsed:.0f} s {speed:.0f} tokens/s",
                 flush=True,
             )
-        if step % SNAPSHOT_EVERY == 0 or step == steps:
+        is_last = step in (steps, run.stop_after)
+        if step % SNAPSHOT_EVERY == 0 or is_last:
             _save(run, model, step, steps, average, time.monotonic() - started)
+        if is_last:
+            break
 
 
 def learning_rate_factor(step: int, steps: int) -> float:

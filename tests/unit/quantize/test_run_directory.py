@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,16 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DestinationError, match="Not a directory"):
         RunDirectory(tmp_path / "file" / "out", IDENTITY)
+
+
+def test_a_read_only_target_is_told_and_nothing_is_made(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(DestinationError, match="out: cannot be written: Read-only file system"):
+        open_directory(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_left_of_a_run_that_finished_nothing(tmp_path):
