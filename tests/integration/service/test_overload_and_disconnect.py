@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import openai
 import orjson
 import pytest
 
+from tests.support.raw_request import open_request
 from tests.support.service import RunningServer, run_server, wait_until
 
 ENDLESS: dict[str, object] = {"model": "tiny", "ignore_eos": True, "max_tokens": 450}
@@ -28,27 +28,21 @@ def slow(checkpoint: Path) -> Iterator[RunningServer]:
         yield server
 
 
-def open_request(server: RunningServer, path: str, body: dict[str, object]) -> socket.socket:
-    """Send a request and leave it open; closing the socket is the disconnect."""
-    content = orjson.dumps(body)
-    host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)))
-    head = f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
-    connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
-    return connection
-
-
 def test_more_than_the_bound_is_refused_with_retry_after(slow: RunningServer) -> None:
     held = [open_request(slow, "/v1/completions", TEXT) for _ in range(3)]
-    wait_until(lambda: slow.num_in_engine() == 3, seconds=5, what="one runs, two wait")
+    wait_until(lambda: slow.state.admission.num_in_flight == 3, seconds=5, what="one runs, two wait")
+    wait_until(lambda: slow.num_in_engine() == 2, seconds=5, what="the engine has one more than it runs")
     try:
-        with slow.client() as client, pytest.raises(openai.RateLimitError) as caught:
+        with slow.client() as client, pytest.raises(openai.InternalServerError) as caught:
             client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hi"}])
-        assert caught.value.code == "slow_down"
+        assert caught.value.status_code == 503
+        assert caught.value.code == "server_is_overloaded"
         assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
         streamed = httpx.post(f"{slow.url}/v1/completions", json={**TEXT, "stream": True})
-        assert streamed.status_code == 429
-        assert slow.num_in_engine() == 3
+        assert streamed.status_code == 503
+        assert slow.num_in_engine() == 2
+        assert slow.state.admission.num_queued == 1
+        assert "nybble_num_requests_waiting 2.0" in slow.metrics()
         assert httpx.get(f"{slow.url}/health/ready").status_code == 200
     finally:
         for connection in held:
@@ -79,12 +73,17 @@ def test_a_disconnect_ends_the_work_within_100_ms(
 ) -> None:
     connection = open_request(slow, path, {**body, "stream": stream})
     wait_until(lambda: slow.engine.stats().num_running == 1, seconds=5, what="it runs")
-    wait_until(lambda: slow.num_in_engine() == num_sequences, seconds=5, what="all choices are in")
+    wait_until(
+        lambda: slow.num_in_engine() + slow.state.admission.num_queued == num_sequences,
+        seconds=5,
+        what="all choices are in",
+    )
     if stream:
         connection.recv(1)
     connection.close()
     wait_until(lambda: slow.num_in_engine() == 0, seconds=0.1, what="the engine is idle again")
     wait_until(lambda: slow.state.admission.num_in_flight == 0, seconds=0.1, what="slots are free")
+    assert slow.state.admission.num_queued == slow.state.admission.num_queued_tokens == 0
 
 
 def test_a_queued_request_is_dropped_when_its_client_leaves(slow: RunningServer) -> None:
@@ -96,6 +95,20 @@ def test_a_queued_request_is_dropped_when_its_client_leaves(slow: RunningServer)
     wait_until(lambda: slow.engine.stats().num_waiting == 0, seconds=0.1, what="the queue is empty")
     assert slow.engine.stats().num_running == 1
     running.close()
+    wait_until(lambda: slow.num_in_engine() == 0, seconds=0.1, what="the engine is idle again")
+
+
+def test_a_request_in_front_of_the_engine_is_dropped_when_its_client_leaves(slow: RunningServer) -> None:
+    admission = slow.state.admission
+    held = [open_request(slow, "/v1/completions", TEXT) for _ in range(2)]
+    wait_until(lambda: slow.num_in_engine() == 2, seconds=5, what="the engine is full")
+    queued = open_request(slow, "/v1/completions", TEXT)
+    wait_until(lambda: admission.num_queued == 1, seconds=5, what="the third waits")
+    queued.close()
+    wait_until(lambda: admission.num_queued == 0, seconds=0.1, what="the queue is empty")
+    wait_until(lambda: admission.num_in_flight == 2, seconds=0.1, what="its place is free")
+    for connection in held:
+        connection.close()
     wait_until(lambda: slow.num_in_engine() == 0, seconds=0.1, what="the engine is idle again")
 
 
