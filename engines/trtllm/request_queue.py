@@ -5,27 +5,42 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from engines.errors import EngineError
 from engines.output_stream import OutputStream
 from engines.request import FinishReason, GenerationRequest, TokenOutput
+from engines.sequence_clock import SequenceClock
 from engines.trtllm.generation import Generation
 
 
 class Call:
-    """One request. `is_over` is set once it holds no place any more; `last_output` follows then."""
+    """One request. `is_over` is set once it holds no place any more; `last_output` follows then.
+
+    `clock` starts when the runtime is handed the request: when it begins to compute it is not told.
+    """
 
     def __init__(self, request: GenerationRequest, generation: Generation, stream: OutputStream) -> None:
         self.request = request
         self.generation = generation
         self.stream = stream
+        self.clock = SequenceClock(time.perf_counter())
         self.is_over = asyncio.Event()
         self.has_output = False
         self.last_output: TokenOutput | None = None
         self.task: asyncio.Task[None] | None = None
+
+    def timed(self, output: TokenOutput) -> TokenOutput:
+        """The output that has just come, with the timing if it is the first with a token, or the last."""
+        now = time.perf_counter()
+        is_first = bool(output.token_ids) and self.clock.first_token(now)
+        if not is_first and output.finish_reason is None:
+            return output
+        return replace(output, timing=self.clock.timing(now))
 
 
 class RequestQueue:
@@ -93,6 +108,7 @@ class RequestQueue:
     def _fill(self) -> None:
         while self._waiting and len(self._running) < self.capacity:
             call = heapq.heappop(self._waiting)[2]
+            call.clock.start(time.perf_counter())
             self._running.add(call)
             call.task = asyncio.create_task(self._run(call))
             call.task.add_done_callback(partial(self._ended, call))
@@ -115,4 +131,5 @@ def _aborted(call: Call) -> TokenOutput:
         token_ids=(),
         logprobs=None if call.request.sampling.num_logprobs is None else (),
         finish_reason=FinishReason.ABORT,
+        timing=call.clock.timing(time.perf_counter()),
     )

@@ -87,6 +87,7 @@ class _Base:
             raise AssertionError("the engine needs a tokenizer for guided decoding, and for nothing else")
         join_workers(self.args, self._behaviour)
         time.sleep(self._behaviour.load_seconds)
+        assert self._behaviour.may_load.wait(30)
         if self._behaviour.is_out_of_memory:
             raise OutOfMemoryError("CUDA out of memory. Tried to allocate 1.75 GiB.")
         config = json.loads((Path(model) / "config.json").read_text())
