@@ -7,7 +7,7 @@ DEMO ?= examples/demo_model/checkpoints/mistral-mxfp4
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find engines/cpu/csrc -type f 2>/dev/null)
 
-.PHONY: serve test check format cpp-test interop image-test lock clean
+.PHONY: serve test check format cpp-test interop image-test chart-files lock clean
 
 # Serve the built-in demo checkpoint on port $(PORT).
 serve: $(VENV)/.installed
@@ -45,6 +45,11 @@ cpp-test:
 # Build the container image without Docker, look into it and run it without a network (root, buildah, debootstrap).
 image-test:
 	$(PYTHON) scripts/image_test.py
+
+# Write the dashboard, and what the Helm chart takes from elsewhere in the project.
+chart-files: $(VENV)/.installed
+	PYTHONPATH=. $(BIN)/python scripts/grafana_dashboard.py
+	PYTHONPATH=. $(BIN)/python scripts/chart_files.py
 
 # Renew the versions and hashes that the images are built from.
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.12 --generate-hashes --no-emit-index-url \
