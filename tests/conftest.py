@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-KINDS = {"unit", "contract", "integration", "e2e", "hostile"}
+KINDS = {"unit", "contract", "integration", "e2e", "faults", "hostile"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
