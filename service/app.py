@@ -17,6 +17,12 @@ from service.body_limit import BodyLimit
 from service.chat_template import ChatTemplate
 from service.disconnect import stop_tasks
 from service.error_responses import install_error_handlers
+from service.generation_config import (
+    OPENAI_DEFAULTS,
+    GenerationConfigError,
+    SamplingDefaults,
+    read_sampling_defaults,
+)
 from service.openapi import DocumentedApp
 from service.request_context import RequestContext
 from service.routes import admin, chat, completions, health, models, tokenization
@@ -103,18 +109,30 @@ async def _load(
         state.startup.begin("loading the tokenizer")
         tokenizer = await state.in_text_thread(lambda: Tokenizer.load(directory))
         template = ChatTemplate.load(tokenizer)
+        defaults = _sampling_defaults(state.settings)
         state.startup.begin("choosing the engine")
         engine = engine_factory()
         opened.push_async_callback(engine.close)
         state.startup.begin("starting the engine", engine)
         await engine.start()
-    except (EngineError, TokenizerError) as error:
+    except (EngineError, TokenizerError, GenerationConfigError) as error:
         state.lifecycle.mark_failed(str(error))
     except Exception as error:
         log.error("the model could not be loaded", exc_info=error)
         state.lifecycle.mark_failed(f"the model could not be loaded: {type(error).__name__}: {error}")
     else:
-        state.attach(LoadedModel(engine, engine.info, tokenizer, template if template.available else None))
+        chat_template = template if template.available else None
+        state.attach(LoadedModel(engine, engine.info, tokenizer, chat_template, defaults))
         log.info("ready: %s on engine %s", ", ".join(state.settings.model_names), engine.info.engine)
         # An engine may die while nobody asks it anything; readiness must not outlive it.
         state.lifecycle.mark_failed(await engine.died())
+
+
+def _sampling_defaults(settings: ServiceSettings) -> SamplingDefaults:
+    if settings.generation_config == "none":
+        return OPENAI_DEFAULTS
+    defaults = read_sampling_defaults(settings.checkpoint)
+    if differing := defaults.differing:
+        told = " ".join(f"{name}={value}" for name, value in differing.items())
+        log.info("sampling defaults of the checkpoint: %s", told)
+    return defaults

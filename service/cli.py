@@ -114,6 +114,9 @@ def serve(
     served_model_name: Annotated[
         list[str] | None, typer.Option(help="A name clients may use; repeat it for aliases. [name of DIR]")
     ] = None,
+    generation_config: Annotated[
+        str | None, typer.Option(help="auto: the checkpoint's sampling defaults; none: OpenAI's. [auto]")
+    ] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Context in tokens. [the model's]")] = None,
     kv_cache_memory: Annotated[
         str | None, typer.Option(help="For example 4GiB. [chosen by the engine]")
@@ -215,6 +218,7 @@ def serve(
         "host": host,
         "port": port,
         "served_model_names": tuple(served_model_name or ()) or None,
+        "generation_config": generation_config,
         "max_model_len": max_model_len,
         "kv_cache_memory_bytes": kv_cache_memory,
         "block_size": block_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from engines.base import EngineInfo
 from engines.request import Grammar, SamplingParams
 from service.errors import BadRequest, ContextLengthExceeded
+from service.generation_config import OPENAI_DEFAULTS, SamplingDefaults
 from service.protocol.generation import INT64_MAX, GenerationFields
 
 
@@ -17,8 +18,11 @@ def sampling_params(
     num_logprobs: int | None,
     num_prompt_logprobs: int | None = None,
     grammar: Grammar | None = None,
+    defaults: SamplingDefaults = OPENAI_DEFAULTS,
 ) -> SamplingParams:
     """The parameters of one answer. Answer `choice` of n uses `seed + choice`, so that answers differ.
+
+    `defaults` hold for what the request leaves open.
 
     Raises BadRequest.
     """
@@ -30,19 +34,21 @@ def sampling_params(
     for token_id in fields.stop_token_ids or ():
         if token_id >= info.vocab_size:
             raise BadRequest(_outside_vocabulary(token_id, info), param="stop_token_ids")
+    temperature = _or(fields.temperature, defaults.temperature)
+    top_p = _or(fields.top_p, defaults.top_p)
+    top_k = defaults.top_k if fields.top_k is None else fields.top_k
     # A nucleus of nothing means the likeliest token alone.
-    greedy = fields.temperature == 0 or fields.top_p == 0
-    top_p = 1.0 if fields.top_p is None or fields.top_p == 0 else fields.top_p
+    greedy = temperature == 0 or top_p == 0
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
-        temperature=0.0 if greedy else _or(fields.temperature, 1.0),
-        top_k=min(max(fields.top_k or 0, 0), info.vocab_size),
-        top_p=float(top_p),
-        min_p=_or(fields.min_p, 0.0),
+        temperature=0.0 if greedy else temperature,
+        top_k=min(max(top_k, 0), info.vocab_size),
+        top_p=top_p or 1.0,
+        min_p=_or(fields.min_p, defaults.min_p),
         presence_penalty=_or(fields.presence_penalty, 0.0),
         frequency_penalty=_or(fields.frequency_penalty, 0.0),
-        repetition_penalty=_or(fields.repetition_penalty, 1.0),
+        repetition_penalty=_or(fields.repetition_penalty, defaults.repetition_penalty),
         seed=None if fields.seed is None else (fields.seed + choice) & INT64_MAX,
         logit_bias=_logit_bias(fields, info),
         stop_token_ids=frozenset(fields.stop_token_ids or ()),

@@ -44,6 +44,7 @@ class ServiceSettings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    generation_config: Literal["auto", "none"] = "auto"
     served_model_names: Annotated[tuple[str, ...], NoDecode] = ()
     api_key_file: Path | None = None
     insecure_no_auth: bool = False

@@ -18,6 +18,7 @@ from service.admission.time_limits import Timeouts
 from service.chat_template import ChatTemplate
 from service.cutoff import Cutoff
 from service.errors import ModelNotFound, NotReady
+from service.generation_config import OPENAI_DEFAULTS, SamplingDefaults
 from service.health import Health
 from service.keys.metrics import KeyMetrics
 from service.keys.ring import KeyRing
@@ -42,6 +43,7 @@ class LoadedModel:
     info: EngineInfo
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    sampling_defaults: SamplingDefaults = OPENAI_DEFAULTS
 
 
 class ServiceState:

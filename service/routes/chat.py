@@ -117,6 +117,7 @@ class ChatAnswer(Answer):
                     choice=choice,
                     num_logprobs=(body.top_logprobs or 0) if self._want_logprobs else None,
                     grammar=grammar,
+                    defaults=model.sampling_defaults,
                 ),
                 stop=body.stop_strings,
                 include_stop_str_in_output=bool(body.include_stop_str_in_output),

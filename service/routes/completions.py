@@ -183,6 +183,7 @@ class CompletionAnswer(Answer):
                 num_logprobs=body.logprobs,
                 num_prompt_logprobs=(body.logprobs or 0) if scores_prompt else None,
                 grammar=grammar,
+                defaults=model.sampling_defaults,
             ),
             stop=body.stop_strings,
             include_stop_str_in_output=bool(body.include_stop_str_in_output),
