@@ -29,6 +29,7 @@ from service.routes import admin, chat, completions, health, models, tokenizatio
 from service.settings import ServiceSettings
 from service.state import LoadedModel, ServiceState
 from service.tokenizer import Tokenizer, TokenizerError
+from service.tracing import open_tracing
 from service.version import package_version
 
 log = logging.getLogger("nybble")
@@ -54,14 +55,17 @@ def create_app(settings: ServiceSettings, engine_factory: EngineFactory) -> Fast
     """The ASGI application. It answers at once; the model loads in the background after start-up.
 
     `app.state.service` is its ServiceState. When loading fails, the reason is in `lifecycle.failure`
-    and the process that runs the app is expected to exit. Raises KeyFileError.
+    and the process that runs the app is expected to exit. Raises KeyFileError, TracingUnavailable.
     """
     state = ServiceState(settings)
+    tracing = open_tracing(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as opened:
             opened.callback(state.close)
+            if tracing is not None:
+                opened.push_async_callback(asyncio.to_thread, tracing.close)
             if state.key_watch is not None:
                 await opened.enter_async_context(state.key_watch.running())
             beating = asyncio.create_task(state.heartbeat.run(state.look_after_engine))
@@ -88,7 +92,9 @@ def create_app(settings: ServiceSettings, engine_factory: EngineFactory) -> Fast
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_bytes), metrics=state.metrics)
     app.add_middleware(RequireApiKey, keys=state.keys, metrics=state.metrics)
-    app.add_middleware(RequestContext, metrics=state.metrics)
+    app.add_middleware(
+        RequestContext, metrics=state.metrics, tracing=tracing, log_prompts=settings.log_prompts
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -1,4 +1,4 @@
-"""Log lines for people or for machines. Prompts and answers are never written."""
+"""Log lines for people or for machines. Prompts and answers are written with `log_prompts` only."""
 
 from __future__ import annotations
 
@@ -9,9 +9,26 @@ import time
 import orjson
 
 from service.configuration import ENVIRONMENT_PREFIX, Configuration, closest_setting
+from service.log_context import log_fields
 from service.version import package_version
 
-_EXTRA_FIELDS = ("request_id", "status", "seconds")
+_EXTRA_FIELDS = (
+    "request_id",
+    "trace_id",
+    "key",
+    "status",
+    "seconds",
+    "time_to_first_token_seconds",
+    "tokenize_seconds",
+    "queue_seconds",
+    "prefill_seconds",
+    "decode_seconds",
+    "num_prompt_tokens",
+    "num_cached_tokens",
+    "num_generated_tokens",
+    "num_preemptions",
+    "finish_reasons",
+)
 
 
 class TextFormatter(logging.Formatter):
@@ -22,9 +39,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, with the extra fields at its end."""
-        extras = "".join(
-            f" {name}={record.__dict__[name]}" for name in _EXTRA_FIELDS if name in record.__dict__
-        )
+        extras = "".join(f" {name}={_plain(value)}" for name, value in _extra_fields(record).items())
         line = super().format(record)
         first, newline, rest = line.partition("\n")
         return f"{first}{extras}{newline}{rest}"
@@ -42,10 +57,20 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line.update({name: record.__dict__[name] for name in _EXTRA_FIELDS if name in record.__dict__})
+        line.update(_extra_fields(record))
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return orjson.dumps(line).decode()
+
+
+def _extra_fields(record: logging.LogRecord) -> dict[str, object]:
+    """The known ones the line was given, and those of the request it was written for."""
+    fields = {**log_fields.get({}), **record.__dict__}
+    return {name: fields[name] for name in _EXTRA_FIELDS if name in fields}
+
+
+def _plain(value: object) -> object:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
 
 
 def configure_logs(level: str, log_format: str) -> None:

@@ -18,11 +18,15 @@ class LoopHeartbeat:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last: float | None = None
+        self.lag_seconds = 0.0  # by how much the last beat was late
 
     async def run(self, at_each_beat: Callable[[], None]) -> None:
         """Beat for ever."""
         while True:
-            self._last = self._clock()
+            now = self._clock()
+            if self._last is not None:
+                self.lag_seconds = max(0.0, now - self._last - BEAT_SECONDS)
+            self._last = now
             at_each_beat()
             await asyncio.sleep(BEAT_SECONDS)
 

@@ -12,11 +12,12 @@ from engines.request import SequenceTiming
 
 @dataclass(slots=True)
 class SequenceCost:
-    """One answer's seconds. `queue_seconds` counts the wait for its turn and that in the engine's own queue.
+    """One answer's seconds from `began` on; None: it did not come so far.
 
-    None: it did not come so far.
+    `queue_seconds` counts the wait for its turn and that in the engine's own queue.
     """
 
+    began: float = field(default_factory=time.perf_counter)
     queue_seconds: float | None = None
     prefill_seconds: float | None = None
     decode_seconds: float | None = None
@@ -46,6 +47,7 @@ class RequestAccount:
     """Times are `time.perf_counter()`; `generation` is None for a request that generates nothing."""
 
     arrived: float = field(default_factory=time.perf_counter)
+    tokenize_began: float | None = None
     tokenize_seconds: float | None = None
     time_to_first_token_seconds: float | None = None
     num_prompt_tokens: int = 0

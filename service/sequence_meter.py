@@ -17,7 +17,6 @@ class SequenceMeter:
         self._account = account
         self._cost = account.sequence(index)
         self._gaps = metrics.inter_token_seconds
-        self._began = time.perf_counter()
         self._admitted: float | None = None
         self._first: float | None = None
         self._previous = 0.0
@@ -57,8 +56,8 @@ class SequenceMeter:
     def _take_first(self, output: TextOutput, now: float) -> None:
         self._first = now
         account, cost, metrics = self._account, self._cost, self._metrics
-        admitted = self._began if self._admitted is None else self._admitted
-        first_output_cost(cost, output.timing, waited=admitted - self._began, in_engine=now - admitted)
+        admitted = cost.began if self._admitted is None else self._admitted
+        first_output_cost(cost, output.timing, waited=admitted - cost.began, in_engine=now - admitted)
         metrics.queue_seconds.observe(cost.queue_seconds or 0.0)
         metrics.prefill_seconds.observe(cost.prefill_seconds or 0.0)
         metrics.time_to_first_token_seconds.observe(now - account.arrived)

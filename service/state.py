@@ -105,7 +105,8 @@ class ServiceState:
         self.lifecycle.mark_ready()
 
     def look_after_engine(self) -> None:
-        """Notice an engine that stands still; to be called often."""
+        """Notice an engine that stands still; to be called at each beat of the event loop."""
+        self.metrics.event_loop_lag_seconds.observe(self.heartbeat.lag_seconds)
         if self._progress_watch is not None:
             self._progress_watch.check()
 

@@ -180,7 +180,7 @@ class Answer(ABC):
             state.admission.reserve(intake.flow, self._demand, intake.limits) as ticket,
             blaming_the_field(self._body),
         ):
-            began = time.perf_counter()
+            self._account.tokenize_began = began = time.perf_counter()
             requests = await self._prepare(model)
             self._account.tokenize_seconds = time.perf_counter() - began
             self._settle(ticket, requests)
