@@ -224,8 +224,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
     ),
     "Keys": (
-        Panel("Requests by key", "reqps", {"{{key}}": _rate("nybble_key_requests_total", "key")}, stacked=True),
-        Panel("Tokens by key", "none", {"{{key}}": _rate("nybble_key_tokens_total", "key")}, "Tokens a second."),
+        Panel(
+            "Requests by key", "reqps", {"{{key}}": _rate("nybble_key_requests_total", "key")}, stacked=True
+        ),
+        Panel(
+            "Tokens by key", "none", {"{{key}}": _rate("nybble_key_tokens_total", "key")}, "Tokens a second."
+        ),
         Panel(
             "Over the key's limits",
             "reqps",
