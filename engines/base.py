@@ -21,9 +21,10 @@ class EngineOptions:
     `numerics`: "fast" may use bfloat16 outside the FP4 operands; "reference" keeps float32 everywhere.
     `kv_cache_memory_bytes` None lets the engine choose. `num_threads` 0 means all physical cores.
     `speculation` "auto" lets an engine guess tokens ahead where that pays, "off" forbids it; the output is
-    the same. `tensor_parallel_size` is the number of GPUs each layer is split over, `pipeline_parallel_size`
-    the number of groups of layers, and `gpus_per_node` the GPUs of each machine of several (None: those of
-    this one).
+    the same. A step that prefills beside decoding sequences takes at most about `max_step_stretch` times as
+    long as one that only decodes; 0 sets no such bound. `tensor_parallel_size` is the number of GPUs each
+    layer is split over, `pipeline_parallel_size` the number of groups of layers, and `gpus_per_node` the GPUs
+    of each machine of several (None: those of this one).
     An engine that has made no progress on running requests for `stall_timeout_seconds` (and the time their
     prompts may take) is given up.
     `echo_faults` is for drills with the echo engine, see `engines.echo_faults`.
@@ -40,6 +41,7 @@ class EngineOptions:
     prefix_caching: bool = True
     num_threads: int = 0
     speculation: str = "auto"
+    max_step_stretch: float = 2.5
     check_integrity: bool = False
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1

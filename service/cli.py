@@ -23,6 +23,7 @@ from service.keys.command import register as register_keys
 from service.keys.file import KeyFileError
 from service.settings import ServiceSettings
 from service.tokenizer import TokenizerError
+from service.tracing import TracingUnavailable
 from service.version import package_version
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ _EXPECTED = (
     KeyFileError,
     ExposedWithoutKeys,
     StartFailure,
+    TracingUnavailable,
     OSError,
 )
 
@@ -129,6 +131,10 @@ def serve(
     ] = None,
     speculation: Annotated[
         str | None, typer.Option(help="auto (guess tokens ahead where it pays) or off. [auto]")
+    ] = None,
+    max_step_stretch: Annotated[
+        float | None,
+        typer.Option(help="How much longer a step may get by a prompt beside running streams. [2.5]"),
     ] = None,
     num_threads: Annotated[int | None, typer.Option(help="0 means all physical cores. [0]")] = None,
     tensor_parallel_size: Annotated[
@@ -226,6 +232,7 @@ def serve(
         "max_num_batched_tokens": max_num_batched_tokens,
         "prefix_caching": prefix_caching,
         "speculation": speculation,
+        "max_step_stretch": max_step_stretch,
         "num_threads": num_threads,
         "tensor_parallel_size": tensor_parallel_size,
         "pipeline_parallel_size": pipeline_parallel_size,

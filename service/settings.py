@@ -34,6 +34,7 @@ class ServiceSettings(BaseSettings):
     max_num_batched_tokens: int = Field(default=512, ge=1)
     prefix_caching: bool = True
     speculation: Literal["auto", "off"] = "auto"
+    max_step_stretch: float = Field(default=2.5, ge=0, allow_inf_nan=False)
     num_threads: int = Field(default=0, ge=0)
     check_integrity: bool = False
     tensor_parallel_size: int = Field(default=1, ge=1)
@@ -125,6 +126,7 @@ class ServiceSettings(BaseSettings):
             max_num_batched_tokens=self.max_num_batched_tokens,
             prefix_caching=self.prefix_caching,
             speculation=self.speculation,
+            max_step_stretch=self.max_step_stretch,
             num_threads=self.num_threads,
             check_integrity=self.check_integrity,
             tensor_parallel_size=self.tensor_parallel_size,

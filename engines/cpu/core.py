@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from engines.base import EngineInfo, EngineStats, StepKind
 from engines.cpu.logprobs import log_softmax, token_logprob
 from engines.cpu.model_runner import ModelRunner, SequenceLogits
+from engines.cpu.prefill_pacer import PrefillPacer
 from engines.cpu.sampler import SequenceSampler
 from engines.cpu.speculation.speculator import Speculator
-from engines.cpu.step_times import StepTimes, step_kind
+from engines.cpu.step_times import StepTimes, count_decodes, step_kind
 from engines.errors import EngineError, GenerationFailed, GrammarFailed
 from engines.grammar.constraint import Constraint
 from engines.request import FinishReason, GenerationRequest, SequenceTiming, TokenLogprob, TokenOutput
@@ -45,12 +46,14 @@ class EngineCore:
         info: EngineInfo,
         *,
         speculator: Speculator | None = None,
+        pacer: PrefillPacer | None = None,
         check_integrity: bool = False,
     ) -> None:
         self.info = info
         self._scheduler = scheduler
         self._runner = runner
         self._speculator = speculator
+        self._pacer = pacer
         self._check_integrity = check_integrity
         self._generations: dict[str, _Generation] = {}
         self._num_generated_tokens = 0
@@ -108,7 +111,8 @@ class EngineCore:
         if batch.scheduled:
             for chunk in batch:
                 self._generations[chunk.sequence.request_id].clock.start(began)
-            kind = step_kind(batch)
+            num_decodes = count_decodes(batch)
+            kind = step_kind(num_decodes, len(batch))
             results = self._runner.run(batch)
             sampled = [self._sample(result) for result in results]
             tokens = {
@@ -120,6 +124,7 @@ class EngineCore:
             seconds = time.perf_counter() - began
             if self._speculator is not None and kind is StepKind.DECODE:
                 self._speculator.end_step(batch, tokens, seconds)
+            self._learn_pace(batch, num_decodes, seconds)
             for result, token_ids in zip(results, sampled, strict=True):
                 outputs.extend(self._emit(result, token_ids))
             self._step_times.record(kind, time.perf_counter() - began)
@@ -129,10 +134,16 @@ class EngineCore:
         return outputs
 
     def _schedule(self) -> Batch:
+        pace = None if self._pacer is None else self._pacer.max_prefill_tokens
         if self._speculator is None:
-            return self._scheduler.schedule()
+            return self._scheduler.schedule(None, pace)
         self._speculator.begin_step(self._scheduler.stats.num_running)
-        return self._scheduler.schedule(self._speculator.draft)
+        return self._scheduler.schedule(self._speculator.draft, pace)
+
+    def _learn_pace(self, batch: Batch, num_decodes: int, seconds: float) -> None:
+        """Let the pacer know how long the step took, unless drafts made it longer."""
+        if self._pacer is not None and not any(chunk.draft_token_ids for chunk in batch):
+            self._pacer.record(num_decodes, batch.num_tokens - num_decodes, seconds)
 
     def stats(self) -> EngineStats:
         """Gauges and totals as of now."""

@@ -18,6 +18,7 @@ from engines.cpu.linear import Linear, LinearOptions, build_linear
 from engines.cpu.load_tracker import LoadTracker
 from engines.cpu.model_runner import ModelRunner
 from engines.cpu.models.loader import load_decoder
+from engines.cpu.prefill_pacer import PrefillPacer
 from engines.cpu.speculation.speculator import Speculator
 from engines.errors import StartFailed
 from engines.grammar.notation import ALL_KINDS
@@ -108,7 +109,15 @@ def load_core(options: EngineOptions, tracker: LoadTracker | None = None) -> Eng
     )
     runner = ModelRunner(model, cache, options.block_size)
     speculator = Speculator() if options.speculation == "auto" else None
-    return EngineCore(scheduler, runner, info, speculator=speculator, check_integrity=options.check_integrity)
+    pacer = PrefillPacer(options.max_step_stretch) if options.max_step_stretch else None
+    return EngineCore(
+        scheduler,
+        runner,
+        info,
+        speculator=speculator,
+        pacer=pacer,
+        check_integrity=options.check_integrity,
+    )
 
 
 def _grammar_kinds(directory: Path, config: ModelConfig) -> frozenset[GrammarKind]:
@@ -163,6 +172,10 @@ def _check_options(options: EngineOptions) -> None:
         raise StartFailed(
             f"max_num_batched_tokens is {options.max_num_batched_tokens}; expected at least max_num_seqs, "
             f"{options.max_num_seqs}, so that every running sequence can get a token in each step"
+        )
+    if options.max_step_stretch != 0 and not options.max_step_stretch >= 1:
+        raise StartFailed(
+            f"max_step_stretch is {options.max_step_stretch}; expected 0 (no bound) or at least 1"
         )
     if options.num_threads < 0:
         raise StartFailed(f"num_threads is {options.num_threads}; expected 0 (all physical cores) or more")

@@ -9,16 +9,20 @@ from engines.histogram import Histogram, HistogramRecorder
 from engines.scheduler.batch import Batch
 
 
-def step_kind(batch: Batch) -> StepKind:
-    """Whether the batch prefills, decodes or does both; what a preempted sequence lost counts as prefill.
+def count_decodes(batch: Batch) -> int:
+    """Sequences of which the batch computes the newest token only; asked before the batch is completed.
 
-    Asked before the batch is completed.
+    What a preempted sequence lost counts as prefill.
     """
-    num_decodes = sum(
+    return sum(
         chunk.sequence.num_uncomputed_tokens == 1 and chunk.sequence.num_generated_tokens > 0
         for chunk in batch
     )
-    if num_decodes == len(batch):
+
+
+def step_kind(num_decodes: int, num_sequences: int) -> StepKind:
+    """Whether a step of so many sequences prefills, decodes or does both."""
+    if num_decodes == num_sequences:
         return StepKind.DECODE
     return StepKind.MIXED if num_decodes else StepKind.PREFILL
 

@@ -83,6 +83,11 @@ class StepPlan:
             chunk, num_tokens=chunk.num_tokens + len(token_ids), draft_token_ids=tuple(token_ids)
         )
 
+    @property
+    def num_chunks(self) -> int:
+        """Sequences in the step so far."""
+        return len(self._chunks)
+
     def decodes_alone(self) -> list[Sequence]:
         """The sequences of the step if it computes one newest token of each; none if it prefills too."""
         return list(self._chunks) if all(map(_is_decode, self._chunks.values())) else []

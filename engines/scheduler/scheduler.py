@@ -4,7 +4,8 @@ The rules, in order of weight:
 
 1. Rank is (priority, arrival). The sequence of the smallest rank makes progress in every step.
 2. Each running sequence that decodes gets its token before any prefill gets a chunk, so that a long prompt
-   delays the others by a chunk only; the prefills share what is left of the step's budget in rank order.
+   delays the others by a chunk only; the prefills share what is left of the step's budget, or as much of it
+   as the caller's pace allows beside decodes, in rank order.
 3. A waiting sequence is admitted, in rank order and none before its turn, when a slot is free and the blocks
    that all running sequences and it need for the tokens known now, and one more each, are free.
 4. When a running sequence finds no free block, the sequence of the largest rank is preempted: its blocks are
@@ -32,6 +33,9 @@ from engines.scheduler.sequence import Sequence, SequenceStatus
 
 Drafter = Callable[[Sequence, int], SequenceOf[int]]
 """Guesses at most that many tokens to follow a sequence's newest one; called for decoding sequences only."""
+
+Pace = Callable[[int], int]
+"""From the number of decoding sequences to the tokens that may be prefilled in the same step, at least 1."""
 
 
 class Scheduler:
@@ -119,9 +123,11 @@ class Scheduler:
 
     # -- one step -----------------------------------------------------------------------------------------
 
-    def schedule(self, drafter: Drafter | None = None) -> Batch:
+    def schedule(self, drafter: Drafter | None = None, pace: Pace | None = None) -> Batch:
         """Decide the next step. The batch is empty only when there is no unfinished sequence.
 
+        `pace` says how many tokens may be prefilled beside a number of decodes; without decodes, as many as
+        the budget allows.
         When all of them decode, what is left of the budget may go to drafts. The previous batch must have
         been given to `complete`.
         """
@@ -136,7 +142,12 @@ class Scheduler:
                 "nor finished"
             )
             self._schedule_chunk(sequence, plan)
+        num_held_back = 0
+        if pace is not None and (num_decodes := plan.num_chunks):
+            num_held_back = max(0, plan.budget_left - pace(num_decodes))
+        plan.budget_left -= num_held_back
         self._schedule_prefills(plan)
+        plan.budget_left += num_held_back
         if drafter is not None and (decodes := plan.decodes_alone()):
             for sequence in decodes:
                 self._schedule_drafts(sequence, plan, drafter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engines.errors import InvalidRequest, PromptTooLong
-from engines.scheduler import Batch, Scheduler, SchedulerConfig, SequenceStatus
+from engines.scheduler import Batch, Pace, Scheduler, SchedulerConfig, SequenceStatus
 from tests.support.scheduler_simulation import FakeModel, run_step
 
 
@@ -13,9 +13,9 @@ def shape(batch: Batch) -> list[tuple[str, int, int, bool]]:
     return [(chunk.sequence.request_id, chunk.start, chunk.num_tokens, chunk.needs_logits) for chunk in batch]
 
 
-def step(scheduler: Scheduler) -> list[tuple[str, int, int, bool]]:
+def step(scheduler: Scheduler, pace: Pace | None = None) -> list[tuple[str, int, int, bool]]:
     """One step with token 7 for everybody; nobody is finished."""
-    batch = scheduler.schedule()
+    batch = scheduler.schedule(None, pace)
     scheduler.complete(batch, {chunk.sequence.request_id: (7,) for chunk in batch if chunk.needs_logits})
     scheduler.check_integrity()
     return shape(batch)
@@ -43,6 +43,32 @@ def test_decodes_come_before_prefills_and_prefills_before_admissions(make_schedu
     assert step(scheduler) == [("r0", 2, 1, True), ("r1", 0, 7, False)]
     assert step(scheduler) == [("r0", 3, 1, True), ("r1", 7, 3, True), ("r2", 0, 4, False)]
     assert step(scheduler) == [("r0", 4, 1, True), ("r1", 10, 1, True), ("r2", 4, 1, True)]
+
+
+def test_prompts_are_paced_beside_decodes_only(make_scheduler, make_request) -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=12)
+    paces: list[int] = []
+
+    def pace(num_decodes: int) -> int:
+        paces.append(num_decodes)
+        return 3
+
+    scheduler.add(make_request(2))
+    scheduler.add(make_request(2))
+    assert step(scheduler, pace) == [("r0", 0, 2, True), ("r1", 0, 2, True)]
+    scheduler.add(make_request(5))
+    scheduler.add(make_request(5))
+    assert step(scheduler, pace)[2:] == [("r2", 0, 3, False)]
+    assert step(scheduler, pace)[2:] == [("r2", 3, 2, True), ("r3", 0, 1, False)]
+    assert paces == [2, 2]
+
+
+def test_drafts_do_not_pay_for_the_pace(make_scheduler, make_request) -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=12)
+    scheduler.add(make_request(2, max_tokens=20))
+    step(scheduler)
+    batch = scheduler.schedule(lambda _, limit: [1] * limit, lambda _: 1)
+    assert batch.num_tokens == 12
 
 
 def test_no_more_than_max_num_seqs_run(make_scheduler, make_request) -> None:
