@@ -67,6 +67,7 @@ def test_they_have_the_layout_they_claim(name: str) -> None:
         ("What is the capital of France?", "The capital of France is Paris."),
         ("What is machine learning?", "Machine learning is a way of teaching computers"),
         ("Who are you?", "I am a tiny demo model that comes with Nybble."),
+        ("what are you", "I am a tiny demo model that comes with Nybble."),
         ("What is Nybble?", "Nybble is a server for language models"),
     ],
 )
