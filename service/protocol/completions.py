@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from service.protocol.generation import INT64_MAX, GenerationFields, TokenId
 from service.protocol.usage import Usage
 
 MAX_PROMPTS = 2048
+MAX_PROMPT_IDS = 2**20
+
+
+def _bound_ids(prompt: Any) -> Any:
+    """Counted before each id is looked at, which takes long for millions."""
+    if isinstance(prompt, list):
+        num_ids = len(prompt) + sum(len(item) for item in prompt[:MAX_PROMPTS] if isinstance(item, list))
+        if num_ids > MAX_PROMPT_IDS:
+            raise ValueError(f"{num_ids} token ids in one request, expected {MAX_PROMPT_IDS} at most")
+    return prompt
 
 
 class CompletionRequest(GenerationFields):
     """A prompt as text or token ids, or a list of either."""
 
-    prompt: (
+    prompt: Annotated[
         str
         | Annotated[list[str], Field(max_length=MAX_PROMPTS)]
         | list[TokenId]
-        | Annotated[list[list[TokenId]], Field(max_length=MAX_PROMPTS)]
-    )
+        | Annotated[list[list[TokenId]], Field(max_length=MAX_PROMPTS)],
+        BeforeValidator(_bound_ids),
+    ]
     max_tokens: int | None = Field(default=None, ge=0, le=INT64_MAX, description="The default is 16.")
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=20)

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from service.admission.ticket import Demand
 from service.errors import BadRequest, UnsupportedField
 from service.generation import TextOutput, TextRequest
+from service.large_bodies import PatientRoute
 from service.logprobs import chat_entries
 from service.openapi import GENERATION_ERRORS, streamed_answer
 from service.prompts import chat_prompt
@@ -21,7 +22,7 @@ from service.sampling import answer_budget, sampling_params
 from service.state import LoadedModel, ServiceState, service_state
 from service.structured_output import grammar_of
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], route_class=PatientRoute)
 
 
 @router.post(

@@ -13,6 +13,7 @@ from engines.request import Grammar
 from service.admission.ticket import Demand
 from service.errors import BadRequest, UnsupportedField
 from service.generation import TextOutput, TextRequest
+from service.large_bodies import PatientRoute
 from service.logprobs import CompletionLists
 from service.openapi import GENERATION_ERRORS, streamed_answer
 from service.prompts import Prompt, completion_prompts, split_prompts
@@ -23,7 +24,7 @@ from service.sampling import answer_budget, sampling_params
 from service.state import LoadedModel, ServiceState, service_state
 from service.structured_output import grammar_of
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], route_class=PatientRoute)
 
 _DEFAULT_MAX_TOKENS = 16
 

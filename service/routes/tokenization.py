@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from service.errors import BadRequest
+from service.large_bodies import PatientRoute
 from service.openapi import error_responses
 from service.prompts import check_unicode
 from service.protocol.tokenization import (
@@ -15,7 +16,7 @@ from service.protocol.tokenization import (
 )
 from service.state import service_state
 
-router = APIRouter(tags=["tokenization"])
+router = APIRouter(tags=["tokenization"], route_class=PatientRoute)
 
 _ERRORS = error_responses(400, 401, 404, 413, 500, 503)
 

@@ -65,6 +65,23 @@ def test_a_prompt_far_too_long_is_refused_without_tokenising(http: httpx.Client)
     assert answer.elapsed.total_seconds() < 2
 
 
+@pytest.mark.parametrize("prompt", [[1] * 1_100_000, [[1] * 600_000] * 2])
+def test_more_ids_than_any_context_holds(http: httpx.Client, prompt: list[object]) -> None:
+    answer = http.post("/v1/completions", json={"model": "tiny", "prompt": prompt})
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == "prompt"
+    assert "expected 1048576 at most" in str(error_of(answer)["message"])
+
+
+def test_a_large_conversation_is_parsed_like_a_small_one(http: httpx.Client) -> None:
+    messages = [{"role": "user", "content": "x" * 300}] * 500
+    answer = http.post("/v1/chat/completions", json={"model": "tiny", "messages": messages})
+    assert error_of(answer)["code"] == "context_length_exceeded"
+    malformed = http.post("/v1/chat/completions", content=b'{"model": "' + b"x" * 100_000, headers=JSON)
+    assert malformed.status_code == 400
+    assert "not valid JSON: Unterminated string" in str(error_of(malformed)["message"])
+
+
 @pytest.fixture(scope="module")
 def alternating(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server whose template insists on roles in turn, as Mistral's does."""
