@@ -86,8 +86,9 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m venv /opt/build \
     && /opt/build/bin/pip install --require-hashes --requirement deploy/docker/build-requirements.txt
 COPY . .
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN PATH="/opt/build/bin:$PATH" pip wheel --no-index --no-deps --no-build-isolation --wheel-dir /wheel . \
-    && python3 -m pip list --format=freeze > /wheel/constraints.txt
+    && python3 -m pip list --format=freeze | grep --invert-match --ignore-case '^llguidance==' > /wheel/constraints.txt
 
 # ---------------------------------------------------------------------------------------------------- tensorrt-llm
 FROM ${TENSORRT_LLM_IMAGE} AS tensorrt-llm
@@ -103,11 +104,13 @@ LABEL org.opencontainers.image.title="nybble" \
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends openssh-client openssh-server tini \
     && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*
-# What the container has stays as it is: where our requirements and its versions disagree, this fails.
+# What the container has stays as it is: where our requirements and its versions disagree, this fails. But for
+# llguidance, which TensorRT-LLM uses only as the guided decoding backend of that name.
 # The lock cannot hold here, for the container's versions differ from it.
 COPY --from=tensorrt-llm-build /wheel /opt/nybble/wheel
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    python3 -m pip install --no-cache-dir --constraint /opt/nybble/wheel/constraints.txt /opt/nybble/wheel/*.whl
+    python3 -m pip install --no-cache-dir --constraint /opt/nybble/wheel/constraints.txt \
+        "$(echo /opt/nybble/wheel/*.whl)[otel]"
 COPY deploy/docker/healthcheck.py /opt/nybble/share/
 RUN groupadd --gid 10001 nybble \
     && useradd --uid 10001 --gid 10001 --create-home --home-dir /home/nybble --shell /bin/bash nybble

@@ -56,7 +56,7 @@ LOCK := $(BIN)/uv pip compile --universal --python-version 3.12 --generate-hashe
   --no-annotate --no-header --quiet --upgrade
 lock: $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet uv
-	$(LOCK) pyproject.toml --output-file deploy/docker/requirements.txt
+	$(LOCK) pyproject.toml --extra otel --output-file deploy/docker/requirements.txt
 	$(LOCK) deploy/docker/build-requirements.in --output-file deploy/docker/build-requirements.txt
 
 # Optional: our checkpoints in transformers + compressed-tensors (torch, in an environment of its own), and their
