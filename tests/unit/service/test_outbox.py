@@ -1,0 +1,127 @@
+"""When pieces of a stream leave, and together with which others."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from service import outbox as outbox_module
+from service.outbox import Outbox
+from service.sse import FrameTemplate, frame
+
+
+class Wire:
+    """Takes what is sent; `gate` holds a send up, as a reader who is behind does."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.ended = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def send(self, message: Any) -> None:
+        await self.gate.wait()
+        self.bodies.append(message["body"])
+        self.ended = not message["more_body"]
+
+
+@pytest.fixture
+def far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gap no test waits for."""
+    monkeypatch.setattr(outbox_module, "GAP_SECONDS", 3600.0)
+
+
+async def test_the_first_piece_leaves_at_once() -> None:
+    wire = Wire()
+    box = Outbox(wire.send)
+    assert box.put(b"a")
+    await box.flush()
+    assert wire.bodies == [b"a"]
+
+
+@pytest.mark.usefixtures("far_apart")
+async def test_pieces_that_follow_fast_leave_together_with_the_end() -> None:
+    wire = Wire()
+    box = Outbox(wire.send)
+    assert box.put(b"a")
+    await box.flush()
+    assert not box.put(b"b")
+    assert not box.put(b"c")
+    assert not box.put(b"d")
+    await box.flush(is_last=True)
+    assert wire.bodies == [b"a", b"bcd"]
+    assert wire.ended
+
+
+async def test_what_waits_leaves_by_itself_when_the_gap_is_over() -> None:
+    wire = Wire()
+    box = Outbox(wire.send)
+    running = asyncio.create_task(box.run())
+    box.put(b"a")
+    await box.flush()
+    box.put(b"b")
+    box.put(b"c")
+    deadline = asyncio.get_running_loop().time() + 5
+    while len(wire.bodies) < 2:
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.001)
+    assert wire.bodies == [b"a", b"bc"]
+    running.cancel()
+
+
+@pytest.mark.usefixtures("far_apart")
+async def test_a_reader_who_is_behind_stops_the_writer() -> None:
+    wire = Wire()
+    box = Outbox(wire.send)
+    box.put(b"a")
+    await box.flush()
+    num_kept = 0
+    while not box.put(b"x" * 1024):
+        num_kept += 1
+    assert num_kept == 64
+    wire.gate.clear()
+    flushing = asyncio.create_task(box.flush())
+    await asyncio.sleep(0)
+    assert not flushing.done()
+    wire.gate.set()
+    await flushing
+    assert len(wire.bodies[1]) == 65 * 1024
+
+
+async def test_order_is_kept_while_a_lot_is_held_up() -> None:
+    wire = Wire()
+    box = Outbox(wire.send)
+    running = asyncio.create_task(box.run())
+    wire.gate.clear()
+    box.put(b"0")
+    flushing = asyncio.create_task(box.flush())
+    await asyncio.sleep(0)
+    expected = b"0"
+    for number in range(1, 50):
+        piece = b"-%d" % number
+        expected += piece
+        box.put(piece)
+    wire.gate.set()
+    await flushing
+    await box.flush(is_last=True)
+    assert b"".join(wire.bodies) == expected
+    running.cancel()
+
+
+def test_nothing_is_sent_for_nothing() -> None:
+    async def flush() -> list[bytes]:
+        wire = Wire()
+        await Outbox(wire.send).flush()
+        return wire.bodies
+
+    assert asyncio.run(flush()) == []
+
+
+@pytest.mark.parametrize("text", ["", "x", 'say "hi"\n\\ \u2028', "🦊", '"}],"usage":null}'])
+def test_a_filled_template_is_the_frame_itself(text: str) -> None:
+    def payload(content: str) -> dict[str, Any]:
+        return {"model": 'a"b', "choices": [{"index": 0, "delta": {"content": content}}], "usage": None}
+
+    assert FrameTemplate(payload).fill(text) == frame(payload(text))
