@@ -73,8 +73,8 @@ class ServiceMetrics:
         self.finished = Counter(
             "nybble_sequences_finished", "Sequences that ended.", ("reason",), registry=registry
         )
-        for reason in FinishReason:
-            self.finished.labels(reason.value)
+        for reason in (*(reason.value for reason in FinishReason), "timeout"):
+            self.finished.labels(reason)
 
         def seconds(name: str, text: str, bounds: tuple[float, ...] = _SECONDS) -> FastHistogram:
             return FastHistogram(f"nybble_{name}_seconds", text, bounds, registry)
@@ -123,12 +123,20 @@ class ServiceMetrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
 
-    def watch_service(self, *, is_ready: Callable[[], bool], num_in_flight: Callable[[], int]) -> None:
-        """Report readiness and the number of admitted sequences at every scrape."""
+    def watch_service(
+        self,
+        *,
+        is_ready: Callable[[], bool],
+        num_in_flight: Callable[[], int],
+        num_queued_tokens: Callable[[], int],
+    ) -> None:
+        """Report readiness, the number of admitted sequences and the work that waits at every scrape."""
         ready = Gauge("nybble_ready", "1 while new requests are welcome.", registry=self.registry)
         ready.set_function(lambda: float(is_ready()))
         in_flight = Gauge("nybble_sequences_in_flight", "Admitted sequences.", registry=self.registry)
         in_flight.set_function(lambda: float(num_in_flight()))
+        queued = Gauge("nybble_queued_tokens", "Work that waits for its turn.", registry=self.registry)
+        queued.set_function(lambda: float(num_queued_tokens()))
 
     def watch_engine(
         self, stats: Callable[[], EngineStats], info: EngineInfo, *, num_queued: Callable[[], int]

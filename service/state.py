@@ -73,13 +73,14 @@ class ServiceState:
             Bounds(settings.max_num_seqs, settings.max_queued_requests, settings.max_queued_tokens)
         )
         self.keys.on_change = self.admission.set_flows
+        key_metrics = KeyMetrics(self.keys, self.metrics.registry)
         if settings.api_key_file is not None:
-            key_metrics = KeyMetrics(self.keys, self.metrics.registry)
             self.key_watch = KeyWatch(settings.api_key_file, self.keys, key_metrics)
             self.key_watch.load()
         self.metrics.watch_service(
             is_ready=lambda: self.lifecycle.phase is Phase.READY,
             num_in_flight=lambda: self.admission.num_in_flight,
+            num_queued_tokens=lambda: self.admission.num_queued_tokens,
         )
         self.created = int(time.time())
         self.system_fingerprint = _fingerprint(settings)

@@ -22,8 +22,9 @@ class KeyMetrics(Collector):
         for result in ("ok", "error"):
             self._reloads.labels(result)
         self._healthy = Gauge(
-            "nybble_key_file_healthy", "1 if the newest API key file is in force.", registry=registry
+            "nybble_key_file_healthy", "0 if the newest API key file could not be used.", registry=registry
         )
+        self._healthy.set(1)
         registry.register(self)
 
     def reloaded(self, *, ok: bool) -> None:
