@@ -38,7 +38,7 @@ def test_prefill_then_decode_then_both() -> None:
             _add(scheduler, "b", 1)  # a prompt of one token is prefill as well
         batch = scheduler.schedule()
         kinds.append(step_kind(count_decodes(batch), len(batch)))
-        scheduler.complete(batch, {c.sequence.request_id: 1 for c in batch if c.needs_logits})
+        scheduler.complete(batch, {c.sequence.request_id: (1,) for c in batch if c.needs_logits})
     assert kinds == [StepKind.PREFILL, StepKind.PREFILL, StepKind.DECODE, StepKind.MIXED, StepKind.DECODE]
 
 
