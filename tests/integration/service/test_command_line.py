@@ -11,6 +11,12 @@ from pathlib import Path
 import pytest
 
 from service.cli import main
+from service.errors import MissingScope
+from service.exposure import check_exposure, is_loopback
+from service.keys.entry import Scope
+from service.keys.file import read_keys
+from service.keys.ring import KeyRing
+from service.settings import ServiceSettings
 
 CHECKPOINT = str(Path(__file__).parents[2] / "golden" / "mistral-mxfp4-ct")
 
@@ -46,6 +52,14 @@ def run(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPat
         (("serve", CHECKPOINT, "--kv-cache-memory", "lots"), 1, "kv_cache_memory_bytes"),
         (("serve", CHECKPOINT, "--port", "70000"), 1, "port"),
         (("serve", CHECKPOINT, "--api-key-file", "/nonexistent"), 1, "API key file"),
+        (("serve", CHECKPOINT, "--host", "0.0.0.0"), 1, "--insecure-no-auth"),
+        (("serve", CHECKPOINT, "--host", "::"), 1, "--api-key-file"),
+        (("keys", "create"), 2, "--name"),
+        (("keys", "create", "--name", "a b"), 2, "--name"),
+        (("keys", "create", "--name", "a", "--scope", "root"), 2, "inference, metrics, admin"),
+        (("keys", "create", "--name", "a", "--expires", "2099-01-01T00:00:00"), 2, "with a zone"),
+        (("keys", "create", "--name", "a", "--expires", "2001-01-01T00:00:00Z"), 2, "has passed"),
+        (("keys", "check", "/nonexistent"), 1, "cannot read"),
         (("serve", CHECKPOINT, "--no-such-option"), 2, "--no-such-option"),
         (("serve",), 2, "DIR"),
         (("generate", CHECKPOINT), 2, "--prompt"),
@@ -99,3 +113,56 @@ def test_generate_json(run: Callable[..., Result]) -> None:
     answer = json.loads(result.out)
     assert answer["finish_reason"] == "length"
     assert answer["num_generated_tokens"] == len(answer["token_ids"]) == 5
+
+
+def test_a_key_that_was_created_is_the_one_that_is_let_in(run: Callable[..., Result], tmp_path: Path) -> None:
+    options = (
+        "--name",
+        "alice",
+        "--scope",
+        "metrics",
+        "--scope",
+        "admin",
+        "--expires",
+        "2099-01-01T00:00:00Z",
+    )
+    created = run("keys", "create", *options)
+    assert created.status == 0
+    key, _, entry = created.out.partition("\n")
+    assert key.startswith("sk-nybble-")
+    assert key not in entry
+    assert key not in created.err
+    file = tmp_path / "keys.toml"
+    file.write_text(entry)
+    ring = KeyRing(read_keys(file))
+    assert ring.identify(key.encode(), Scope.METRICS).key.name == "alice"
+    with pytest.raises(MissingScope):
+        ring.identify(key.encode(), Scope.INFERENCE)
+    checked = run("keys", "check", str(file))
+    assert checked.out == "alice  admin,metrics  expires 2099-01-01T00:00:00+00:00  priority 0  weight 1\n"
+    assert run("keys", "create", "--name", "alice").out != run("keys", "create", "--name", "alice").out
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("192.0.2.1", False),
+        ("::ffff:192.0.2.1", False),
+    ],
+)
+def test_which_addresses_only_this_machine_can_reach(host: str, is_local: bool) -> None:
+    assert is_loopback(host) is is_local
+
+
+def test_whoever_insists_or_has_keys_may_serve_other_machines(tmp_path: Path) -> None:
+    for fields in ({"insecure_no_auth": True}, {"api_key_file": tmp_path}):
+        check_exposure(
+            ServiceSettings.model_validate({"checkpoint": CHECKPOINT, "host": "0.0.0.0", **fields})
+        )
