@@ -26,6 +26,7 @@ from engines.errors import (
     UnsupportedParameter,
 )
 from service.chat_template import ChatTemplateError
+from service.log_context import log_fields
 
 
 class ServiceError(Exception):
@@ -200,15 +201,18 @@ def describe(error: BaseException) -> ErrorReport:
 
 
 def error_envelope(message: str, kind: ErrorKind, param: str | None) -> dict[str, dict[str, str | None]]:
-    """OpenAI's error object; text that cannot be UTF-8 (a lone surrogate in the request) is replaced."""
-    return {
-        "error": {
-            "message": message.encode("utf-8", "replace").decode(),
-            "type": kind.type,
-            "param": None if param is None else param.encode("utf-8", "replace").decode(),
-            "code": kind.code,
-        }
+    """OpenAI's error object; text that cannot be UTF-8 (a lone surrogate in the request) is replaced.
+
+    Within a request it also holds the request's id.
+    """
+    envelope = {
+        "message": message.encode("utf-8", "replace").decode(),
+        "type": kind.type,
+        "param": None if param is None else param.encode("utf-8", "replace").decode(),
+        "code": kind.code,
     }
+    request_id = log_fields.get({}).get("request_id")
+    return {"error": envelope if request_id is None else {**envelope, "request_id": request_id}}
 
 
 def _message_and_param(error: BaseException, kind: ErrorKind) -> tuple[str, str | None]:

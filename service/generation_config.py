@@ -18,8 +18,8 @@ class GenerationConfigError(Exception):
 class SamplingDefaults(BaseModel):
     """What holds where a request says nothing; without a file, OpenAI's defaults.
 
-    The file's other fields are left alone, `do_sample` and `max_new_tokens` too: whether to sample and how long
-    an answer may get are the API's own defaults.
+    The file's other fields are left alone, `do_sample` and `max_new_tokens` too: the API has defaults of its
+    own for whether to sample and for how long an answer may get.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -41,7 +41,7 @@ OPENAI_DEFAULTS = SamplingDefaults()
 
 
 def read_sampling_defaults(directory: Path) -> SamplingDefaults:
-    """From the checkpoint's folder; OPENAI_DEFAULTS when it has no such file. Raises GenerationConfigError."""
+    """From a checkpoint's folder; OPENAI_DEFAULTS if it has no such file. Raises GenerationConfigError."""
     path = directory / _FILE_NAME
     try:
         with path.open("rb") as file:

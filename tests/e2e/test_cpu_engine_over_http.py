@@ -118,7 +118,7 @@ def test_refusals_name_what_is_wrong_and_do_no_harm(
     answer = httpx.post(f"{server.url}/v1/{path}", json=body)
     assert answer.status_code == status
     error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
     assert said in error["message"]
     if code is not None:
         assert error["code"] == code

@@ -22,7 +22,7 @@ def error_of(answer: httpx.Response) -> dict[str, str | None]:
     payload = answer.json()
     assert set(payload) == {"error"}
     error: dict[str, str | None] = payload["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
     return error
 
 
@@ -181,6 +181,11 @@ def test_request_ids_come_back(http: httpx.Client) -> None:
     assert http.get("/version", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
     hostile = http.get("/nothing", headers={"X-Request-Id": "a b" * 100})
     assert len(hostile.headers["x-request-id"]) == 32
+    assert hostile.json()["error"]["request_id"] == hostile.headers["x-request-id"]
+    for bad in ("", "a" * 129, "a\tb", "ä".encode().decode("latin-1"), 'x"y', "a\\b"):
+        headers = httpx.Headers([(b"X-Request-Id", bad.encode("latin-1"))])
+        assert len(http.get("/version", headers=headers).headers["x-request-id"]) == 32
+    assert http.get("/version", headers={"X-Request-Id": "a" * 128}).headers["x-request-id"] == "a" * 128
 
 
 def test_a_body_over_the_limit(checkpoint: Path) -> None:
