@@ -34,7 +34,10 @@ def create(
         str | None, typer.Option(help="ISO 8601 with a zone, as 2027-01-31T00:00:00Z. [never]")
     ] = None,
 ) -> None:
-    """Make a random key. It is shown this once; the entry for the key file holds its hash only."""
+    """Make a random key.
+
+    It is shown this once, on standard error; its entry, with the hash only, goes to standard output.
+    """
     if not _NAME.fullmatch(name):
         raise typer.BadParameter(f"--name is {name[:64]!r}; expected letters, digits and . _ @ - (up to 64)")
     scopes = [_scope(text) for text in scope or [Scope.INFERENCE.value]]
@@ -42,8 +45,8 @@ def create(
     key = "sk-nybble-" + secrets.token_urlsafe(_KEY_BYTES)
     written = ", ".join(f'"{item.value}"' for item in dict.fromkeys(scopes))
     typer.echo(f"# The key, to be given to '{name}'. It is not shown again:", err=True)
-    typer.echo(key)
-    typer.echo("# The entry for the file that --api-key-file names:", err=True)
+    typer.echo(key, err=True)
+    typer.echo("# The entry for the file that --api-key-file names (standard output):", err=True)
     typer.echo("[[keys]]")
     typer.echo(f'name = "{name}"')
     typer.echo(f'sha256 = "{digest_of(key.encode()).hex()}"')
