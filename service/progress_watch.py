@@ -15,7 +15,8 @@ _SLOWEST_STEP_FACTOR = 3.0
 class ProgressWatch:
     """Tells `lifecycle` when an engine with work has not made a step for too long, and when it does again.
 
-    A step with a chunk of a prompt is progress as one with a token is, so a long prefill is no standstill.
+    A step with a chunk of a prompt is progress as one with a token is, so a long prefill is no standstill; and
+    so is a grammar compiled.
     After `stall_seconds` readiness goes off; after `give_up_seconds` the engine counts as lost. Both grow to
     three times the longest step seen. `clock` returns seconds and never goes back: the wall clock may.
     """
@@ -35,7 +36,7 @@ class ProgressWatch:
         self._give_up_seconds = give_up_seconds
         self._clock = clock
         self._since = clock()
-        self._marker = (-1, -1)
+        self._marker = (-1, -1, -1)
         self._slowest_step_seconds = 0.0
 
     def check(self) -> None:
@@ -43,7 +44,11 @@ class ProgressWatch:
         now = self._clock()
         stats = self._stats()
         num_pending = stats.num_running + stats.num_waiting
-        marker = (stats.num_steps_total, stats.num_generated_tokens_total)
+        marker = (
+            stats.num_steps_total,
+            stats.num_generated_tokens_total,
+            stats.num_grammar_compiles_total,
+        )
         if num_pending == 0 or marker != self._marker:
             if num_pending:
                 self._slowest_step_seconds = max(self._slowest_step_seconds, now - self._since)

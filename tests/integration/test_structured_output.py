@@ -167,6 +167,37 @@ def kv_bytes_of_a_block(engine: CpuEngine, directory: Path) -> int:
     return int(per_token * engine.info.block_size)
 
 
+async def test_min_tokens_holds_back_the_end_while_anything_else_may_come(directory: Path) -> None:
+    engine = CpuEngine(options(directory))
+    await engine.start()
+    (eos_id,) = engine.info.eos_token_ids
+    eager = {"logit_bias": {eos_id: 100.0}, "min_tokens": 12, **FREE}
+    open_end = await generate_ids(engine, make_request(grammar=regex("[ab]*"), **eager))
+    assert len(open_end) == 13
+    assert open_end.index(eos_id) == 12
+    closed = await generate_ids(engine, make_request(grammar=regex("[0-9]"), **eager))
+    assert len(closed) == 2
+    assert closed[-1] == eos_id
+    await engine.close()
+
+
+async def test_a_stop_id_without_text_is_an_end_and_one_with_text_is_text(
+    directory: Path, tokenizer: Tokenizer
+) -> None:
+    engine = CpuEngine(options(directory))
+    await engine.start()
+    special, ordinary = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("b")
+    bias = {special: 100.0, ordinary: 100.0, min(engine.info.eos_token_ids): -100.0}
+    request = {"logit_bias": bias, "stop_token_ids": frozenset({special, ordinary}), **FREE}
+    ended = await collect(engine, make_request(grammar=regex("a{3}"), **request))
+    assert tokenizer.decode(joined(ended)[:-1]) == "aaa"
+    assert joined(ended)[-1] == special
+    cut = await collect(engine, make_request(grammar=regex("abc"), **request))
+    assert tokenizer.decode(joined(cut)) == "ab"
+    assert [outputs[-1].finish_reason for outputs in (ended, cut)] == [FinishReason.STOP] * 2
+    await engine.close()
+
+
 async def test_guessed_tokens_change_nothing(directory: Path) -> None:
     answers = {}
     for speculation in ("off", "auto"):

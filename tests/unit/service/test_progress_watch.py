@@ -63,6 +63,13 @@ def test_a_step_of_a_prefill_is_progress(engine: Engine) -> None:
     assert engine.stats.num_generated_tokens_total == 0
 
 
+def test_a_compiled_grammar_is_progress(engine: Engine) -> None:
+    engine.let_pass(0, num_waiting=1)
+    for compiled in range(20):
+        engine.let_pass(9, num_grammar_compiles_total=compiled + 1)
+        assert engine.lifecycle.stall is None
+
+
 def test_requests_that_come_and_go_are_no_progress(engine: Engine) -> None:
     for num_waiting in range(8):
         engine.let_pass(2, num_running=1, num_waiting=num_waiting)
