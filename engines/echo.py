@@ -248,6 +248,7 @@ class EchoEngine(Engine):
         """End the stream, if that has not happened, and pass its slot on."""
         if stream.is_ended:
             return
+        stream.is_ended = True
         stream.ended.set()
         del self._streams[stream.request_id]
         if stream in self._waiting:
@@ -264,12 +265,9 @@ class _Stream:
         self.request_id = request_id
         self.proceed = asyncio.Event()
         self.ended = asyncio.Event()
+        self.is_ended = False
         self.is_asked = False  # whether it runs and its consumer waits for it
         self.error: EngineDead | None = None
-
-    @property
-    def is_ended(self) -> bool:
-        return self.ended.is_set()
 
     async def wait(self, something: Coroutine[Any, Any, object]) -> None:
         """Until `something` has happened or the stream has ended."""

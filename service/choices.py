@@ -29,12 +29,12 @@ class UsageTally:
     num_generated_tokens: int = 0
     num_cached_tokens: int = 0
 
-    def count(self, index: int, output: TextOutput) -> None:
-        """Add one output of the answer with this index."""
-        self.num_generated_tokens += output.num_new_tokens
+    def end(self, index: int, last: TextOutput, num_generated_tokens: int) -> None:
+        """The answer with this index has ended; the number is that of all answers so far."""
+        self.num_generated_tokens = num_generated_tokens
         # The other answers to a prompt find the first one's blocks; that is no saving for the client.
-        if output.finish_reason is not None and index % self.num_choices == 0:
-            self.num_cached_tokens += output.num_cached_tokens
+        if index % self.num_choices == 0:
+            self.num_cached_tokens += last.num_cached_tokens
 
     def as_json(self) -> dict[str, Any]:
         """The `usage` object; see `service.protocol.usage.Usage`."""
@@ -84,14 +84,19 @@ async def _measured(
         async with ticket.turn(index):
             meter.admitted()
             outputs = generate_text(model.engine, model.tokenizer, requests[index], ticket=ticket)
-            async with aclosing(outputs):
-                async for output in outputs:
-                    ticket.count_generated(index, output.num_new_tokens)
-                    if output.finish_reason is not None:
-                        last = output
-                        break
-                    meter.take(output)
-                    yield index, output
+            take = meter.take
+            try:
+                async with aclosing(outputs):
+                    async for output in outputs:
+                        if output.finish_reason is not None:
+                            last = output
+                            break
+                        if take(output):
+                            ticket.count_generated(index, output.num_new_tokens)
+                        yield index, output
+            finally:
+                # The first token changes what the ticket waits for; the others are for its books.
+                ticket.count_generated(index, meter.num_later_tokens + last.num_new_tokens)
     except Expired:
         pass  # while it waited for its turn
     except EngineDead as error:

@@ -77,7 +77,7 @@ def _totals(stats: EngineStats) -> Iterator[Metric]:
         ("nybble_cached_prompt_tokens", "Prompt tokens found in the prefix cache.", cached),
         ("nybble_generated_tokens", "Tokens generated.", stats.num_generated_tokens_total),
         ("nybble_draft_tokens", "Tokens guessed ahead.", stats.num_draft_tokens_total),
-            ("nybble_accepted_draft_tokens", "Guesses that came true.", stats.num_accepted_draft_tokens_total),
-            ("nybble_engine_steps", "Steps of the engine.", stats.num_steps_total),
+        ("nybble_accepted_draft_tokens", "Guesses that came true.", stats.num_accepted_draft_tokens_total),
+        ("nybble_engine_steps", "Steps of the engine.", stats.num_steps_total),
     ):
         yield CounterMetricFamily(name, text, value=value)

@@ -28,8 +28,9 @@ class Outbox:
         self._num_pending_bytes = 0
         self._not_before = 0.0
         self._is_waiting = False
-        self._due = asyncio.Event()
-        self._sending = asyncio.Lock()
+        # Bare futures: an asyncio.Event and a Lock cost as much as all the rest of this.
+        self._due: asyncio.Future[None] = self._loop.create_future()
+        self._sending: asyncio.Future[None] | None = None
         self.last_sent = self._loop.time()
 
     def put(self, data: bytes) -> bool:
@@ -42,27 +43,37 @@ class Outbox:
         if now >= self._not_before:
             return True
         self._is_waiting = True
-        self._loop.call_at(self._not_before, self._due.set)
+        self._loop.call_at(self._not_before, self._wake)
         return False
 
     async def flush(self, *, is_last: bool = False) -> None:
         """Send all pieces as one; the last lot ends the body."""
-        async with self._sending:
-            body = b"".join(self._pending)
-            self._pending.clear()
-            self._num_pending_bytes = 0
-            if body or is_last:
-                self.last_sent = now = self._loop.time()
-                self._not_before = now + GAP_SECONDS
-                await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
+        while self._sending is not None:
+            await asyncio.shield(self._sending)
+        body = b"".join(self._pending)
+        self._pending.clear()
+        self._num_pending_bytes = 0
+        if not body and not is_last:
+            return
+        self.last_sent = now = self._loop.time()
+        self._not_before = now + GAP_SECONDS
+        self._sending = self._loop.create_future()
+        try:
+            await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
+        finally:
+            self._sending.set_result(None)
+            self._sending = None
 
     async def run(self) -> None:
         """Flush whatever is due, for ever."""
         while True:
-            await self._due.wait()
-            self._due.clear()
+            await self._due
+            self._due = self._loop.create_future()
             await self.flush()
-            self._is_waiting = False
-            if self._pending:  # came while the reader was waited for
-                self._is_waiting = True
-                self._due.set()
+            self._is_waiting = bool(self._pending)  # came while the reader was waited for
+            if self._is_waiting:
+                self._wake()
+
+    def _wake(self) -> None:
+        if not self._due.done():
+            self._due.set_result(None)

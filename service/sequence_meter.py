@@ -20,22 +20,32 @@ class SequenceMeter:
         self._admitted: float | None = None
         self._first: float | None = None
         self._previous = 0.0
+        self._num_first_tokens = 0
 
     def admitted(self) -> None:
         """The sequence's turn has come: it goes to the engine."""
         self._admitted = time.perf_counter()
 
-    def take(self, output: TextOutput) -> None:
-        """Count an output that is not the last one."""
+    @property
+    def num_later_tokens(self) -> int:
+        """Tokens taken after those that came first."""
+        return self._cost.num_generated_tokens - self._num_first_tokens
+
+    def take(self, output: TextOutput) -> bool:
+        """Count an output that is not the last one; whether it brought the first token."""
         num_tokens = output.num_new_tokens
-        if num_tokens:
-            now = time.perf_counter()
-            if self._first is None:
-                self._take_first(output, now)
-            else:
-                self._gaps.observe((now - self._previous) / num_tokens, num_tokens)
-            self._previous = now
-            self._cost.num_generated_tokens += num_tokens
+        if not num_tokens:
+            return False
+        now = time.perf_counter()
+        is_first = self._first is None
+        if is_first:
+            self._num_first_tokens = num_tokens
+            self._take_first(output, now)
+        else:
+            self._gaps.observe((now - self._previous) / num_tokens, num_tokens)
+        self._previous = now
+        self._cost.num_generated_tokens += num_tokens
+        return is_first
 
     def finish(self, output: TextOutput, reason: str) -> None:
         """Count the last output. `reason` is the label under which the end is counted."""

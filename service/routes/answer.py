@@ -121,7 +121,7 @@ class Answer(ABC):
 
     @abstractmethod
     def _adds_text_only(self, index: int) -> bool:
-        """Whether an output for this choice that is not its last says nothing in a stream but its text."""
+        """Whether all further outputs for this choice but its last say nothing in a stream but their text."""
 
     @abstractmethod
     def _text_choice(self, index: int, text: str) -> dict[str, Any]:
@@ -142,17 +142,17 @@ class Answer(ABC):
         templates: dict[int, FrameTemplate] = {}
         async with aclosing(self._outputs()) as outputs:
             async for index, output in outputs:
-                if output.finish_reason is None and self._adds_text_only(index):
+                template = templates.get(index)
+                if template is not None and output.finish_reason is None:
                     if output.text:
-                        template = templates.get(index)
-                        if template is None:
-                            template = templates[index] = self._template(index)
                         yield template.fill(output.text)
                     continue
                 # One piece for one output, so that the role does not leave without the first text.
                 data = b"".join(frame(self._chunk_payload(choice)) for choice in self._chunks(index, output))
                 if data:
                     yield data
+                if template is None and self._adds_text_only(index):
+                    templates[index] = self._template(index)
         if self._body.include_usage:
             payload = self._envelope.as_json()
             payload["choices"] = []
@@ -188,10 +188,10 @@ class Answer(ABC):
             outputs = generate_choices(state, model, requests, ticket, self._account)
             async with aclosing(outputs):
                 async for index, output in outputs:
-                    self._tally.count(index, output)
                     if answers is not None:
                         answers.setdefault(index, []).append(output.text)
                     if output.finish_reason is not None:
+                        self._tally.end(index, output, self._account.num_generated_tokens)
                         self._account.num_cached_tokens = self._tally.num_cached_tokens
                     yield index, output
 

@@ -22,8 +22,7 @@ def output(num_new_tokens: int, finish_reason: str | None, num_cached_tokens: in
 def test_cached_tokens_are_those_of_each_prompts_first_answer() -> None:
     tally = UsageTally(num_prompt_tokens=50, num_choices=2)
     for index, num_cached in enumerate((16, 24, 8, 24)):  # two prompts, two answers each
-        tally.count(index, output(3, None, num_cached))
-        tally.count(index, output(2, "stop", num_cached))
+        tally.end(index, output(2, "stop", num_cached), 5 * (index + 1))
     assert tally.as_json() == {
         "prompt_tokens": 50,
         "completion_tokens": 20,
