@@ -7,7 +7,7 @@ DEMO ?= examples/demo_model/checkpoints/mistral-mxfp4
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find engines/cpu/csrc -type f 2>/dev/null)
 
-.PHONY: serve test check format cpp-test interop image-test chart-files lock clean
+.PHONY: serve test fault-test check format cpp-test interop image-test chart-files lock clean
 
 # Serve the built-in demo checkpoint on port $(PORT).
 serve: $(VENV)/.installed
@@ -22,6 +22,10 @@ serve: $(VENV)/.installed
 # The whole test-suite.
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+# Processes that are killed, starved and lied to, the long drills included.
+fault-test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/faults -m "faults or long"
 
 # Formatting, lint, types, the rule of who imports whom.
 check: $(VENV)/.installed-test

@@ -31,7 +31,7 @@ def test_sigterm_under_load_loses_no_answer() -> None:
     with drill("--echo-faults", "step_seconds=0.002") as process:
         process.wait_until_ready()
         with Load(process.url, 12, "/v1/completions", BODY) as load:
-            wait_until(lambda: len(load.answers) > 30, seconds=60, what="the load is on")
+            load.wait_for_more(30)
             process.popen.send_signal(signal.SIGTERM)
             assert process.wait() == 0
     statuses = {answer.status for answer in load.answers}
@@ -113,7 +113,7 @@ def test_after_kill_9_another_process_serves_at_once_on_the_same_port() -> None:
     with drill("--echo-faults", "step_seconds=0.002", port=port) as process:
         process.wait_until_ready()
         with Load(process.url, 8, "/v1/completions", BODY) as load:
-            wait_until(lambda: len(load.answers) > 10, seconds=60, what="the load is on")
+            load.wait_for_more(10)
             process.popen.kill()
             assert process.wait() == -signal.SIGKILL
     # Nothing pretends to be an answer: what was cut off is seen to be cut off.

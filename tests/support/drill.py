@@ -166,6 +166,11 @@ class Load:
         for thread in self._threads:
             thread.join(timeout=60)
 
+    def wait_for_more(self, num_answers: int) -> None:
+        """Until so many more answers have come."""
+        goal = len(self.answers) + num_answers
+        wait_until(lambda: len(self.answers) >= goal, seconds=60, what="the load goes on")
+
     def _run(self) -> None:
         while not self._stopping.is_set():
             answer = ask(self._url, self._path, self._body)
