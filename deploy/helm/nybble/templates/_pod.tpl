@@ -187,5 +187,5 @@ volumes:
 
 {{- define "nybble.podMetadata" -}}
 labels: {{ mustMerge (include "nybble.selector" . | fromYaml) (include "nybble.labels" . | fromYaml) .Values.podLabels | toJson }}
-annotations: {{ mustMerge (dict "kubectl.kubernetes.io/default-container" "nybble") .Values.podAnnotations | toJson }}
+annotations: {{ mustMerge (dict "kubectl.kubernetes.io/default-container" "nybble" "nybble/kv-cache-bytes" (include "nybble.kvCacheBytes" .) "nybble/start-seconds" (include "nybble.startSeconds" .)) .Values.podAnnotations | toJson }}
 {{- end }}
