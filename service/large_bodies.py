@@ -7,25 +7,22 @@ standard library's parser in Python: several times slower, but it lets others in
 
 from __future__ import annotations
 
-import asyncio
 import json
 import json.decoder
 import json.scanner
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.state import service_state
+
 LARGE_BYTES = 64 * 1024
 
 # So many commas make the parser in C hold the lock for some 5 ms.
 _MANY_VALUES = 20_000
-
-# One thread: bodies of this kind wait for each other, not the tokenizer for them.
-_parser = ThreadPoolExecutor(1, thread_name_prefix="nybble-body")
 
 
 class _PatientDecoder(json.JSONDecoder):
@@ -50,7 +47,7 @@ class _PatientRequest(Request):
         body = await self.body()
         if len(body) < LARGE_BYTES:
             return json.loads(body)
-        return await asyncio.get_running_loop().run_in_executor(_parser, parse_patiently, body)
+        return await service_state(self).in_body_thread(lambda: parse_patiently(body))
 
 
 class PatientRoute(APIRoute):

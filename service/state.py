@@ -88,6 +88,8 @@ class ServiceState:
         self._model: LoadedModel | None = None
         self._progress_watch: ProgressWatch | None = None
         self._text_threads = ThreadPoolExecutor(settings.num_text_threads, thread_name_prefix="nybble-text")
+        # One thread: large bodies wait for each other, the tokenizer does not wait for them.
+        self._body_thread = ThreadPoolExecutor(1, thread_name_prefix="nybble-body")
 
     def attach(self, model: LoadedModel) -> None:
         """Take the model into service."""
@@ -135,9 +137,14 @@ class ServiceState:
         """Run template and tokenizer work off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._text_threads, work)
 
+    async def in_body_thread(self, work: Callable[[], T]) -> T:
+        """Parse a large request body off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._body_thread, work)
+
     def close(self) -> None:
-        """Let the text threads go."""
-        self._text_threads.shutdown(wait=False, cancel_futures=True)
+        """Let the threads go."""
+        for threads in (self._text_threads, self._body_thread):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def service_state(connection: HTTPConnection) -> ServiceState:

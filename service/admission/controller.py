@@ -13,7 +13,7 @@ from service.admission.drain_rate import DrainRate
 from service.admission.fair_queue import Entry, FairQueue
 from service.admission.ticket import Demand, Flow, Ticket
 from service.admission.time_limits import Phase, TimeLimits
-from service.errors import BadRequest, ServerOverloaded, TooManyRequests
+from service.errors import BadRequest, ServerOverloaded, ServiceError, TooManyRequests
 
 # The last part of the places is for flows that hold less than their share.
 _PARTS_KEPT_FOR_SMALL_FLOWS = 8
@@ -82,11 +82,16 @@ class Admission:
         key's own limits raise.
         """
         limits.check(Phase.TURN)
-        self._refuse_impossible(demand)
-        if flow.account is not None:
-            flow.account.check(demand.num_billed_tokens)
-        self._refuse_without_room(flow, demand)
-        self._refuse_too_late(flow, demand, limits)
+        try:
+            self._refuse_impossible(demand)
+            if flow.account is not None:
+                flow.account.check(demand.num_billed_tokens)
+            self._refuse_without_room(flow, demand)
+            self._refuse_too_late(flow, demand, limits)
+        except ServiceError:
+            if flow.account is not None:
+                flow.account.count_refusal()
+            raise
         ticket = Ticket(self, flow, demand, limits)
         self._take(flow.name, demand.num_sequences)
         try:
@@ -103,6 +108,10 @@ class Admission:
             return None
         num_ahead = self.queue.num_ahead(flow=flow.name, weight=flow.weight, priority=priority)
         return (num_ahead + 1) / rate
+
+    def retry_after_seconds(self) -> float:
+        """How long the queue as it is takes to come in."""
+        return self.drain_rate.wait_seconds(num_sequences=self.num_queued)
 
     def enqueue(self, flow: Flow, priority: int, cost: int) -> Entry[asyncio.Future[None]]:
         """Get in line; the entry's future is done when the turn has come, perhaps at once."""

@@ -25,6 +25,9 @@ class Account(Protocol):
     def begin(self, num_tokens: int) -> None:
         """A request has come in; so many tokens are booked for it."""
 
+    def count_refusal(self) -> None:
+        """A request was not let in."""
+
     def end(self) -> None:
         """It has gone."""
 
@@ -182,6 +185,7 @@ class Ticket:
             if limit[0] > 0:
                 timer = loop.call_later(limit[0], watch)
             else:
+                limit[1].retry_after_seconds = self._admission.retry_after_seconds()
                 turn.set_exception(Expired() if self.has_produced else limit[1])
 
         watch()

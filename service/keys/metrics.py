@@ -36,7 +36,9 @@ class KeyMetrics(Collector):
         """Usage and expiry by name."""
         requests = CounterMetricFamily("nybble_key_requests", "Admitted requests.", labels=("key",))
         rejected = CounterMetricFamily(
-            "nybble_key_rejected_requests", "Requests beyond the key's own limits.", labels=("key",)
+            "nybble_key_rejected_requests",
+            "Requests refused: the key's limits, a full server.",
+            labels=("key",),
         )
         tokens = CounterMetricFamily("nybble_key_tokens", "Tokens used.", labels=("key", "kind"))
         running = GaugeMetricFamily(

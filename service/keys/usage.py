@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 
-from service.errors import BadRequest, RequestRateLimited, ServiceError, TokenRateLimited
+from service.errors import BadRequest, RequestRateLimited, TokenRateLimited
 from service.keys.entry import KeyLimits
 from service.keys.token_bucket import TokenBucket
 
@@ -34,12 +34,12 @@ class KeyUsage:
 
     def check(self, num_tokens: int) -> None:
         """Raises RequestRateLimited, TokenRateLimited, or BadRequest for what could never be admitted."""
-        try:
-            self._check_requests()
-            self._check_tokens(num_tokens)
-        except ServiceError:
-            self.num_rejected_total += 1
-            raise
+        self._check_requests()
+        self._check_tokens(num_tokens)
+
+    def count_refusal(self) -> None:
+        """A request was not let in, for whatever reason."""
+        self.num_rejected_total += 1
 
     def begin(self, num_tokens: int) -> None:
         """A request has come in; so many tokens are booked for it until `adjust_tokens` corrects that."""

@@ -156,6 +156,16 @@ def test_the_servers_queue_timeout(checkpoint: Path) -> None:
             connection.close()
 
 
+def test_an_engine_that_hangs_does_not_keep_a_request_past_its_deadline(checkpoint: Path) -> None:
+    with run_server(checkpoint, echo_faults="hang_after_tokens=5", stall_timeout_seconds=600) as server:
+        cut = httpx.post(f"{server.url}/v1/completions", json={**TEXT, "timeout": 0.5})
+        assert cut.json()["choices"][0]["stop_reason"] == "timeout"
+        assert cut.json()["usage"]["completion_tokens"] == 5
+        nothing = httpx.post(f"{server.url}/v1/completions", json={**TEXT, "timeout": 0.5})
+        assert nothing.status_code == 408
+        wait_until(lambda: is_idle(server), seconds=1, what="nothing is left")
+
+
 def test_the_servers_first_token_timeout(checkpoint: Path) -> None:
     with run_server(
         checkpoint, seconds_per_token=0.02, max_num_seqs=1, first_token_timeout_seconds=0.5

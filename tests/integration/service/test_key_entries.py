@@ -126,6 +126,9 @@ def test_requests_at_a_time(guarded: Guarded) -> None:
     refused = guarded.complete("bob")
     assert refused.status_code == 429
     assert "at a time (1)" in refused.json()["error"]["message"]
+    metrics = guarded.request("root", "GET", "/metrics").text
+    assert 'nybble_key_rejected_requests_total{key="bob"} 1.0' in metrics
+    assert 'nybble_key_requests_in_flight{key="bob"} 1.0' in metrics
     held.close()
     wait_until(lambda: guarded.complete("bob").status_code == 200, seconds=5, what="bob may again")
 
