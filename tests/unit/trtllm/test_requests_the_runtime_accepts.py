@@ -15,6 +15,7 @@ from engines.registry import create_engine
 from engines.request import GenerationRequest, SamplingParams
 from tests.support.fake_tensorrt_llm import VERSIONS, installed
 from tests.support.gpu_machines import B200
+from tests.support.grammars import PERSON, regex, schema
 
 TOKENS = st.integers(0, 319)
 FRACTIONS = st.floats(0, 1)
@@ -26,6 +27,7 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
     prompt = draw(st.lists(TOKENS, min_size=1, max_size=40))
     scored = draw(st.none() | st.integers(0, 20))
     max_tokens = draw(st.integers(1 if scored is None else 0, 24))
+    grammar = draw(st.sampled_from([None, None, regex("[a-f]{3,9}"), schema(PERSON)]))
     sampling = SamplingParams(
         max_tokens=max_tokens,
         min_tokens=draw(st.integers(0, max_tokens)),
@@ -39,9 +41,10 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
         seed=draw(st.none() | st.integers(-(2**63), 2**63 - 1)),
         logit_bias=draw(st.dictionaries(TOKENS, st.floats(-100, 100), max_size=3)),
         stop_token_ids=frozenset(draw(st.lists(TOKENS, max_size=3))),
-        ignore_eos=draw(st.booleans()),
+        ignore_eos=grammar is None and draw(st.booleans()),
         num_logprobs=draw(st.none() | st.integers(0, 20)),
         num_prompt_logprobs=scored,
+        grammar=grammar,
     )
     return GenerationRequest("r", tuple(prompt), sampling, draw(st.integers(-(2**31), 2**31)))
 
