@@ -14,23 +14,21 @@ from engines.errors import EngineDead, EngineError, EngineUnavailable, InvalidRe
 from engines.grammar.compiler import GrammarCompiler
 from engines.grammar.pending import PendingGrammars
 from engines.output_stream import OutputStream
-from engines.request import FinishReason, GenerationRequest, Grammar, SamplingParams, TokenOutput
+from engines.request import FinishReason, GenerationRequest, Grammar, TokenOutput
 from engines.request_checks import check_request
 from engines.trtllm.blocking_call import call_blocking
-from engines.trtllm.canary import canary_request, check_canaries, mismatch
+from engines.trtllm.ending import cancel_all, loaded_after_all, shut_down
 from engines.trtllm.generation import Generation
-from engines.trtllm.guided_decoding import grammar_checker, grammar_kinds
+from engines.trtllm.guided_decoding import grammar_checker
 from engines.trtllm.iteration_stats import IterationStats
+from engines.trtllm.rehearsal import Rehearsal
 from engines.trtllm.request_queue import Call, RequestQueue
 from engines.trtllm.sampling import check_support, plan_sampling
-from engines.trtllm.startup import Prepared, prepare, wait_for_load
+from engines.trtllm.startup import Prepared, describe, prepare, wait_for_load
 from engines.trtllm.watchdog import Watchdog
 
 _logger = logging.getLogger(__name__)
 _ABORT_SECONDS = 10.0
-_WARM_UP_TOKENS = 2
-_MAX_CANCELLATIONS = 20
-_CANCELLATION_SECONDS = 0.1
 
 
 class TrtLlmEngine(Engine):
@@ -73,14 +71,15 @@ class TrtLlmEngine(Engine):
             raise StartFailed("the engine has been started already")
         try:
             prepared = await self._load()
+            rehearsal = Rehearsal(prepared, self._llm, self._options.stall_timeout_seconds)
             self._load_tracker.begin("warming up")
-            await self._warm_up(prepared)
+            await rehearsal.warm_up()
             self._load_tracker.begin("checking canary prompts")
-            await self._check_canaries(prepared)
+            await rehearsal.check_canaries()
         finally:
             self._load_tracker.end()
         self._queue.capacity = int(prepared.arguments["max_batch_size"])
-        self._info = self._describe(prepared)
+        self._info = describe(prepared, self._iterations.num_blocks_total)
         self._spawn(self._watch())
 
     def load_progress(self) -> LoadProgress | None:
@@ -186,18 +185,14 @@ class TrtLlmEngine(Engine):
             self._death = "the TensorRT-LLM engine has been closed"
         if self._grammars is not None:
             self._grammars.close()
-        await self._end_requests(self._death)
+        await cancel_all((*self._tasks, *self._queue.fail_all(EngineDead(self._death))))
         loading, self._loading = self._loading, None
-        if loading is not None and self._llm is None:
-            # Cancelled while it loaded: it has to be shut down as soon as it is there.
-            await asyncio.wait({loading}, timeout=self._shutdown_seconds)
-            if not loading.done():
-                _logger.warning("TensorRT-LLM is still loading; it is left to the end of the process")
-            elif not loading.cancelled() and loading.exception() is None:
-                self._llm = loading.result()
         llm, self._llm = self._llm, None
+        if loading is not None and llm is None:
+            # Cancelled while it loaded: it has to be shut down as soon as it is there.
+            llm = await loaded_after_all(loading, self._shutdown_seconds)
         if hasattr(llm, "shutdown"):
-            await self._shut_down(llm)
+            await shut_down(llm, self._shutdown_seconds)
 
     # -- starting -----------------------------------------------------------------------------------------
 
@@ -211,70 +206,6 @@ class TrtLlmEngine(Engine):
         self._prepared = prepared
         self._spawn(self._iterations.read_forever(self._llm))
         return prepared
-
-    async def _warm_up(self, prepared: Prepared) -> None:
-        """One answer before anybody waits for it: kernels are chosen and compiled, faults come to light."""
-        sampling = SamplingParams(max_tokens=_WARM_UP_TOKENS, temperature=0.0, ignore_eos=True)
-        await self._answer(prepared, GenerationRequest("nybble-warm-up", (0,), sampling))
-
-    async def _check_canaries(self, prepared: Prepared) -> None:
-        canaries = () if prepared.manifest is None else prepared.manifest.canaries
-        if not canaries:
-            return
-        with_logprobs = prepared.runtime.features.logprobs
-        mismatches = [
-            mismatch(
-                canary,
-                await self._answer(prepared, canary_request(index, canary, with_logprobs=with_logprobs)),
-            )
-            for index, canary in enumerate(canaries)
-        ]
-        check_canaries(mismatches)
-        _logger.info("all %d canary prompts are answered as the build expects", len(canaries))
-
-    async def _answer(self, prepared: Prepared, request: GenerationRequest) -> list[TokenOutput]:
-        plan = plan_sampling(request, prepared.facts, prepared.limits, prepared.runtime.features)
-        generation = Generation(prepared.runtime, self._llm, plan)
-
-        async def collect() -> list[TokenOutput]:
-            return [output async for output in generation.outputs()]
-
-        seconds = self._options.stall_timeout_seconds
-        try:
-            return await asyncio.wait_for(collect(), seconds)
-        except asyncio.TimeoutError:
-            raise StartFailed(
-                f"TensorRT-LLM has loaded the model but did not answer a test prompt in {seconds:g} s"
-            ) from None
-        except Exception as error:
-            raise StartFailed(
-                "TensorRT-LLM has loaded the model but fails at a test prompt: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-    def _describe(self, prepared: Prepared) -> EngineInfo:
-        features, limits = prepared.runtime.features, prepared.limits
-        num_blocks = self._iterations.num_blocks_total
-        if not num_blocks and prepared.kv_cache_tokens is not None:
-            num_blocks = prepared.kv_cache_tokens // limits.tokens_per_block
-        return EngineInfo(
-            engine="trtllm",
-            vocab_size=prepared.facts.vocab_size,
-            max_model_len=limits.max_model_len,
-            eos_token_ids=prepared.facts.eos_token_ids,
-            block_size=limits.tokens_per_block,
-            num_blocks=num_blocks,
-            max_num_seqs=self._queue.capacity,
-            max_num_logprobs=min(features.max_num_logprobs, prepared.facts.vocab_size),
-            supports_prompt_logprobs=features.prompt_logprobs,
-            grammar_kinds=grammar_kinds(prepared.arguments),
-            details=(
-                ("tensorrt_llm", str(features.version)),
-                ("gpu", prepared.gpu.name),
-                ("sm", str(prepared.gpu.sm)),
-                ("tensor_parallel_size", str(prepared.arguments["tensor_parallel_size"])),
-            ),
-        )
 
     # -- running ------------------------------------------------------------------------------------------
 
@@ -327,32 +258,6 @@ class TrtLlmEngine(Engine):
         _logger.error("%s", reason)
         self._tasks.update(self._queue.fail_all(EngineDead(reason)))  # for `close` to end
         self._has_died.set()
-
-    # -- ending -------------------------------------------------------------------------------------------
-
-    async def _end_requests(self, reason: str) -> None:
-        tasks = {*self._tasks, *self._queue.fail_all(EngineDead(reason))}
-        # A task that was just being handed something may lose its cancellation (asyncio.wait_for does that
-        # before Python 3.12), so it is told more than once.
-        for _ in range(_MAX_CANCELLATIONS):
-            for task in tasks:
-                task.cancel()
-            if not tasks:
-                return
-            _, tasks = await asyncio.wait(tasks, timeout=_CANCELLATION_SECONDS)
-
-    async def _shut_down(self, llm: Any) -> None:
-        done, _ = await asyncio.wait(
-            {call_blocking(llm.shutdown, "trtllm-shutdown")}, timeout=self._shutdown_seconds
-        )
-        if not done:
-            _logger.warning(
-                "TensorRT-LLM did not shut down in %g s and is left behind", self._shutdown_seconds
-            )
-            return
-        error = done.pop().exception()
-        if error is not None:
-            _logger.warning("TensorRT-LLM did not shut down cleanly: %s: %s", type(error).__name__, error)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

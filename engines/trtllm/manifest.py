@@ -145,10 +145,10 @@ def load_for(directory: Path, machine: Machine, launch: Launch = ALONE) -> Manif
     manifest = read_manifest(directory)
     reasons = stale_reasons(manifest, directory, machine, launch)
     if reasons:
-        raise StaleEngine(
-            f"{directory}: cannot be loaded here: {'; '.join(reasons)}. Build it again on this machine: "
-            f"nybble build {manifest.source} ENGINE_DIR"
-        )
+        advice = f"Build it again on this machine: nybble build {manifest.source} ENGINE_DIR"
+        if not machine.gpus:
+            advice = f"Serve it where such a GPU is, or here: nybble serve {manifest.source} --engine cpu"
+        raise StaleEngine(f"{directory}: cannot be loaded here: {'; '.join(reasons)}. {advice}")
     return manifest
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engines.base import EngineOptions
+from engines.base import EngineInfo, EngineOptions
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.errors import StartFailed, UnsupportedCheckpoint
-from engines.trtllm.guided_decoding import guided_decoding_arguments
+from engines.trtllm.guided_decoding import grammar_kinds, guided_decoding_arguments
 from engines.trtllm.launch import detect_launch, gpus_per_node
 from engines.trtllm.llm_arguments import (
     Limits,
@@ -90,6 +90,32 @@ def prepare(options: EngineOptions) -> Prepared:
     if launch.is_multi_node:
         arguments["gpus_per_node"] = num_gpus_per_node
     return Prepared(runtime, facts, limits, gpu, manifest, budget.max_tokens, model_class, arguments)
+
+
+def describe(prepared: Prepared, num_blocks: int) -> EngineInfo:
+    """The facts of the loaded model; `num_blocks` as the runtime says, 0 when it has not said so."""
+    features, limits = prepared.runtime.features, prepared.limits
+    if not num_blocks and prepared.kv_cache_tokens is not None:
+        num_blocks = prepared.kv_cache_tokens // limits.tokens_per_block
+    return EngineInfo(
+        engine="trtllm",
+        vocab_size=prepared.facts.vocab_size,
+        max_model_len=limits.max_model_len,
+        eos_token_ids=prepared.facts.eos_token_ids,
+        block_size=limits.tokens_per_block,
+        num_blocks=num_blocks,
+        max_num_seqs=int(prepared.arguments["max_batch_size"]),
+        max_num_logprobs=min(features.max_num_logprobs, prepared.facts.vocab_size),
+        supports_prompt_logprobs=features.prompt_logprobs,
+        grammar_kinds=grammar_kinds(prepared.arguments),
+        details=(
+            ("tensorrt_llm", str(features.version)),
+            ("gpu", prepared.gpu.name),
+            ("sm", str(prepared.gpu.sm)),
+            ("tensor_parallel_size", str(prepared.arguments["tensor_parallel_size"])),
+            ("pipeline_parallel_size", str(prepared.arguments.get("pipeline_parallel_size", 1))),
+        ),
+    )
 
 
 async def wait_for_load(loading: asyncio.Future[Any], directory: Path | None) -> Any:

@@ -53,7 +53,7 @@ class Served:
 
 
 @contextmanager
-def served(checkpoint: Path, **fields: object) -> Iterator[Served]:
+def served(checkpoint: Path, *, shutdown_seconds: float = 0.5, **fields: object) -> Iterator[Served]:
     """Starts at once; whether it gets ready is the test's business. It has to end in time in any case."""
     settings = ServiceSettings.model_validate(
         {
@@ -69,7 +69,7 @@ def served(checkpoint: Path, **fields: object) -> Iterator[Served]:
     def engine_of_the_test() -> object:
         engine = create_engine(settings.engine, settings.engine_options())
         engine._watch_seconds = 0.02
-        engine._shutdown_seconds = 0.5
+        engine._shutdown_seconds = shutdown_seconds
         return engine
 
     app = create_app(settings, engine_of_the_test)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from engines.base import EngineOptions
 from engines.registry import create_engine
 from engines.request import TokenOutput
 from engines.trtllm.manifest import MANIFEST_FILE, BuildOptions, Canary, Manifest
+from service.lifecycle import Phase
 from tests.integration.trtllm.serving import Served, served
 from tests.support.fake_tensorrt_llm import Behaviour
 from tests.support.generation import collect, joined, make_request
@@ -135,12 +137,24 @@ def test_out_of_memory_at_load_says_what_to_do(checkpoint: Path, behaviour: Beha
     assert "--max-model-len" in server.failure
 
 
-def test_a_slow_load_is_not_ready_and_can_be_ended(checkpoint: Path, behaviour: Behaviour) -> None:
-    behaviour.load_seconds = 0.5
+def test_a_load_without_end_is_not_ready_and_can_be_ended(checkpoint: Path, behaviour: Behaviour) -> None:
+    behaviour.may_load.clear()
     with served(checkpoint) as server:
         wait_until(lambda: _is_live(server), seconds=10, what="live")
         assert httpx.get(f"{server.url}/health/ready").status_code == 503
-    assert [llm._is_shut_down for llm in behaviour.llms] in ([], [True])
+    assert server.server.failure is None
+    assert behaviour.llms == []
+    behaviour.may_load.set()  # its thread is still there
+
+
+def test_a_model_that_is_loaded_after_the_end_is_shut_down(checkpoint: Path, behaviour: Behaviour) -> None:
+    behaviour.may_load.clear()
+    with served(checkpoint, shutdown_seconds=20) as server:
+        wait_until(lambda: _is_live(server), seconds=10, what="live")
+        server.server.handle_exit(signal.SIGTERM, None)
+        wait_until(lambda: server.state.lifecycle.phase is Phase.DRAINING, seconds=10, what="draining")
+        behaviour.may_load.set()
+    assert [llm._is_shut_down for llm in behaviour.llms] == [True]
 
 
 def test_canaries_that_are_answered_rightly_let_it_serve(

@@ -17,16 +17,14 @@ def _set_event() -> threading.Event:
 class Behaviour:
     """Switches may be turned at any time; `llms`, `received` and `results` are for the test to see.
 
-    `is_out_of_memory`: LLM(...) fails as torch does. `load_seconds`: it takes its time. `may_load`: when it
-    is cleared, LLM(...) waits for it. `has_wrong_kernels`: the numbers are wrong and nothing says so.
-    `refused_token`, `failing_token`: a prompt with this id is refused at submission, or fails while it runs.
-    `crash_after_tokens`: a rank crashes once so many tokens were generated, with an error for everybody.
-    `is_rank_lost`: a rank is gone, and the others wait for it. `is_hung`: nothing happens any more.
-    `ignores_shutdown`: shutdown() never returns.
+    `is_out_of_memory`: LLM(...) fails as torch does. `may_load`: cleared, LLM(...) waits for it.
+    `has_wrong_kernels`: the numbers are wrong and nothing says so. `refused_token`, `failing_token`: a prompt
+    with this id is refused at submission, or fails while it runs. `crash_after_tokens`: a rank crashes once
+    so many tokens were generated, with an error for everybody. `is_rank_lost`: a rank is gone, and the others
+    wait for it. `is_hung`: nothing happens any more. `ignores_shutdown`: shutdown() never returns.
     """
 
     is_out_of_memory: bool = False
-    load_seconds: float = 0.0
     has_wrong_kernels: bool = False
     refused_token: int | None = None
     failing_token: int | None = None

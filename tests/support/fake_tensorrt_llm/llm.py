@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,6 @@ class _Base:
         if skip_tokenizer_init is (self.args.guided_decoding_backend is not None):
             raise AssertionError("the engine needs a tokenizer for guided decoding, and for nothing else")
         join_workers(self.args, self._behaviour)
-        time.sleep(self._behaviour.load_seconds)
         assert self._behaviour.may_load.wait(30)
         if self._behaviour.is_out_of_memory:
             raise OutOfMemoryError("CUDA out of memory. Tried to allocate 1.75 GiB.")
