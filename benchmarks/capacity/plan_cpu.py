@@ -136,6 +136,7 @@ async def measure(directory: Path, num_runs: int) -> dict[str, list[Rate]]:
         max_num_seqs=max(BATCH_SIZES),
         max_num_batched_tokens=PREFILL_TOKENS,
         prefix_caching=False,
+        speculation="off",  # a step yields one token for each sequence, as the plan reckons
     )
     engine = CpuEngine(options)
     await engine.start()
