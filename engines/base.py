@@ -25,6 +25,7 @@ class EngineOptions:
     long as one that only decodes; 0 sets no such bound. `tensor_parallel_size` is the number of GPUs each
     layer is split over, `pipeline_parallel_size` the number of groups of layers, and `gpus_per_node` the GPUs
     of each machine of several (None: those of this one).
+    `structured_output` False: no grammars; TensorRT-LLM then loads no tokenizer.
     An engine that has made no progress on running requests for `stall_timeout_seconds` (and the time their
     prompts may take) is given up.
     `echo_faults` is for drills with the echo engine, see `engines.echo_faults`.
@@ -41,6 +42,7 @@ class EngineOptions:
     prefix_caching: bool = True
     num_threads: int = 0
     speculation: str = "auto"
+    structured_output: bool = True
     max_step_stretch: float = 2.5
     check_integrity: bool = False
     tensor_parallel_size: int = 1

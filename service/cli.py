@@ -132,6 +132,9 @@ def serve(
     speculation: Annotated[
         str | None, typer.Option(help="auto (guess tokens ahead where it pays) or off. [auto]")
     ] = None,
+    structured_output: Annotated[
+        bool | None, typer.Option(help="Hold answers to schemas and grammars where asked. [on]")
+    ] = None,
     max_step_stretch: Annotated[
         float | None,
         typer.Option(help="How much longer a step may get by a prompt beside running streams. [2.5]"),
@@ -232,6 +235,7 @@ def serve(
         "max_num_batched_tokens": max_num_batched_tokens,
         "prefix_caching": prefix_caching,
         "speculation": speculation,
+        "structured_output": structured_output,
         "max_step_stretch": max_step_stretch,
         "num_threads": num_threads,
         "tensor_parallel_size": tensor_parallel_size,

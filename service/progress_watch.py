@@ -15,7 +15,7 @@ _SLOWEST_STEP_FACTOR = 3.0
 class ProgressWatch:
     """Tells `lifecycle` when an engine with work has not made a step for too long, and when it does again.
 
-    A step with a chunk of a prompt is progress as one with a token is, so a long prefill is no standstill; and
+    A step with a chunk of a prompt is progress as one with a token is, so a long prefill is no standstill;
     so is a grammar compiled.
     After `stall_seconds` readiness goes off; after `give_up_seconds` the engine counts as lost. Both grow to
     three times the longest step seen. `clock` returns seconds and never goes back: the wall clock may.

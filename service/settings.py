@@ -34,6 +34,7 @@ class ServiceSettings(BaseSettings):
     max_num_batched_tokens: int = Field(default=512, ge=1)
     prefix_caching: bool = True
     speculation: Literal["auto", "off"] = "auto"
+    structured_output: bool = True
     max_step_stretch: float = Field(default=2.5, ge=0, allow_inf_nan=False)
     num_threads: int = Field(default=0, ge=0)
     check_integrity: bool = False
@@ -126,6 +127,7 @@ class ServiceSettings(BaseSettings):
             max_num_batched_tokens=self.max_num_batched_tokens,
             prefix_caching=self.prefix_caching,
             speculation=self.speculation,
+            structured_output=self.structured_output,
             max_step_stretch=self.max_step_stretch,
             num_threads=self.num_threads,
             check_integrity=self.check_integrity,

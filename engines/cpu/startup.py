@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from engines.base import EngineInfo, EngineOptions
 from engines.checkpoint.checkpoint import Checkpoint
@@ -84,7 +83,7 @@ def load_core(options: EngineOptions, tracker: LoadTracker | None = None) -> Eng
         block_size=options.block_size,
         num_blocks=num_blocks,
         max_num_seqs=options.max_num_seqs,
-        grammar_kinds=_grammar_kinds(options.checkpoint, config),
+        grammar_kinds=_grammar_kinds(options, config),
         details=(
             ("layout", checkpoint.layout.value),
             ("activations", options.activations),
@@ -120,11 +119,11 @@ def load_core(options: EngineOptions, tracker: LoadTracker | None = None) -> Eng
     )
 
 
-def _grammar_kinds(directory: Path, config: ModelConfig) -> frozenset[GrammarKind]:
+def _grammar_kinds(options: EngineOptions, config: ModelConfig) -> frozenset[GrammarKind]:
     """All, where there are a vocabulary to spell with and a way to say that a text is complete."""
-    if config.eos_token_ids and (directory / TOKENIZER_FILE).is_file():
-        return ALL_KINDS
-    return frozenset()
+    assert options.checkpoint is not None
+    can_be_spelt = config.eos_token_ids and (options.checkpoint / TOKENIZER_FILE).is_file()
+    return ALL_KINDS if can_be_spelt and options.structured_output else frozenset()
 
 
 def _linear_bytes(checkpoint: Checkpoint) -> int:

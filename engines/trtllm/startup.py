@@ -86,7 +86,8 @@ def prepare(options: EngineOptions) -> Prepared:
             runtime.features.version, gpu.sm, facts, options.max_num_seqs
         )
         arguments = llm_arguments(options, facts, limits, budget, kv_cache_dtype, target, runtime)
-        arguments.update(guided_decoding_arguments(directory, facts, runtime.llmapi))
+        if options.structured_output:
+            arguments.update(guided_decoding_arguments(directory, facts, runtime.llmapi))
     if launch.is_multi_node:
         arguments["gpus_per_node"] = num_gpus_per_node
     return Prepared(runtime, facts, limits, gpu, manifest, budget.max_tokens, model_class, arguments)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from engines.base import EngineOptions
 from engines.cpu.engine import CpuEngine
-from engines.errors import EngineDead, GrammarFailed, InvalidRequest
+from engines.errors import EngineDead, GrammarFailed, InvalidRequest, UnsupportedParameter
 from engines.request import FinishReason
 from examples.demo_model.make_demo import make_demo
 from tests.support.generation import (
@@ -132,6 +132,15 @@ def test_the_answer_to_any_schema_is_valid(
     assert outputs[-1].finish_reason is FinishReason.STOP
     text = tokenizer.decode(joined(outputs)[:-1], skip_special_tokens=False)
     Draft202012Validator(value, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(json.loads(text))
+
+
+async def test_the_operator_can_switch_grammars_off(directory: Path) -> None:
+    engine = CpuEngine(options(directory, structured_output=False))
+    await engine.start()
+    assert engine.info.grammar_kinds == frozenset()
+    with pytest.raises(UnsupportedParameter):
+        await collect(engine, make_request(grammar=regex("a"), **FREE))
+    await engine.close()
 
 
 async def test_preemption_changes_no_token(directory: Path) -> None:

@@ -105,6 +105,16 @@ async def test_without_a_tokenizer_there_are_no_grammars(
             await collect(engine, make_request(grammar=regex("a"), **FREE))
 
 
+async def test_the_operator_can_switch_grammars_off(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with installed("1.2.1") as behaviour:
+        directory = golden / "mixtral-nvfp4-modelopt"
+        engine = engine_on(B200, directory, monkeypatch, max_model_len=256, structured_output=False)
+        await engine.start()
+        assert engine.info.grammar_kinds == frozenset()
+        assert behaviour.llms[0].args.skip_tokenizer_init is True
+        await engine.close()
+
+
 async def test_an_engine_made_by_trtllm_build_has_no_grammars(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
