@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import threading
 import time
+
+log = logging.getLogger("nybble")
 
 
 class ExitGuard:
@@ -19,10 +23,11 @@ class ExitGuard:
         if self._armed:
             return
         self._armed = True
-        threading.Thread(
-            target=self._end, args=(int(failure is not None),), name="nybble-exit", daemon=True
-        ).start()
+        threading.Thread(target=self._end, args=(failure,), name="nybble-exit", daemon=True).start()
 
-    def _end(self, status: int) -> None:
+    def _end(self, failure: str | None) -> None:
         time.sleep(self._seconds)
-        os._exit(status)
+        log.error("something has not ended within %g s: the process is ended by force", self._seconds)
+        if failure is not None:
+            print(f"error: {failure}", file=sys.stderr, flush=True)
+        os._exit(0 if failure is None else 1)

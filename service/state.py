@@ -23,7 +23,7 @@ from service.health import Health
 from service.keys.metrics import KeyMetrics
 from service.keys.ring import KeyRing
 from service.keys.watch import KeyWatch
-from service.lifecycle import Lifecycle, Phase
+from service.lifecycle import Lifecycle
 from service.loop_heartbeat import LoopHeartbeat
 from service.metrics import ServiceMetrics
 from service.progress_watch import ProgressWatch
@@ -78,7 +78,7 @@ class ServiceState:
             self.key_watch = KeyWatch(settings.api_key_file, self.keys, key_metrics)
             self.key_watch.load()
         self.metrics.watch_service(
-            is_ready=lambda: self.lifecycle.phase is Phase.READY,
+            is_ready=lambda: self.health.ready().status == 200,
             num_in_flight=lambda: self.admission.num_in_flight,
             num_queued_tokens=lambda: self.admission.num_queued_tokens,
         )
