@@ -21,6 +21,9 @@ from engines.grammar.vocabulary import UnusableVocabulary, VocabularySource
 _START_SECONDS = 120.0
 _CHECK_SECONDS = 12.0 * MAX_COMPILE_CPU_SECONDS
 
+# What Python needs to start. The server's keys and settings are none of that process's business.
+_KEPT_VARIABLES = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE")
+
 
 class GrammarChecker:
     """Owns one check process, started when it is first needed and again after it has died.
@@ -106,7 +109,10 @@ def _start(source: VocabularySource) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        env={**os.environ, "PYTHONPATH": path},
+        env={
+            **{name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
+            "PYTHONPATH": path,
+        },
     )
 
 

@@ -72,6 +72,16 @@ def test_one_process_serves_many_grammars(checker: GrammarChecker) -> None:
     assert process_id(checker) == first
 
 
+def test_the_process_does_not_inherit_secrets(
+    checker: GrammarChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NYBBLE_API_KEY", "a secret")
+    assert checker.check(SOUND) is None
+    environment = Path(f"/proc/{process_id(checker)}/environ").read_bytes()
+    assert b"PATH=" in environment
+    assert b"secret" not in environment
+
+
 def test_a_killed_process_is_replaced(checker: GrammarChecker) -> None:
     assert checker.check(SOUND) is None
     os.kill(process_id(checker), signal.SIGKILL)
