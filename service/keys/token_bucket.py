@@ -21,11 +21,8 @@ class TokenBucket:
 
     @property
     def level(self) -> float:
-        """What may be taken now."""
-        now = self._clock()
-        self._level = min(self.per_minute, self._level + (now - self._as_of) * self.per_minute / 60)
-        self._as_of = now
-        return self._level
+        """What may be taken now. Changes nothing, so that another thread may ask."""
+        return min(self.per_minute, self._level + (self._clock() - self._as_of) * self.per_minute / 60)
 
     @property
     def remaining(self) -> int:
@@ -34,7 +31,10 @@ class TokenBucket:
 
     def take(self, amount: float) -> None:
         """Take, also more than there is; a negative amount is given back."""
-        self._level = min(self.per_minute, self.level - amount)
+        now = self._clock()
+        level = self._level + (now - self._as_of) * self.per_minute / 60
+        self._level = min(self.per_minute, min(self.per_minute, level) - amount)
+        self._as_of = now
 
     def seconds_until(self, amount: float) -> float:
         """How long until so much may be taken; 0 if it may now."""

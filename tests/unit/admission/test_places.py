@@ -191,6 +191,52 @@ async def test_a_turn_that_comes_with_the_cancellation_is_passed_on() -> None:
     assert (admission.num_dispatched, admission.num_queued, admission.num_in_flight) == (0, 0, 0)
 
 
+class Account:
+    """The books of a key, as short as can be."""
+
+    def __init__(self) -> None:
+        self.num_booked = 0
+        self.num_running = 0
+        self.used: list[tuple[int, int]] = []
+
+    def check(self, num_tokens: int) -> None:
+        pass
+
+    def begin(self, num_tokens: int) -> None:
+        self.num_running += 1
+        self.num_booked += num_tokens
+
+    def count_refusal(self) -> None:
+        pass
+
+    def end(self) -> None:
+        self.num_running -= 1
+
+    def adjust_tokens(self, num_tokens: int) -> None:
+        self.num_booked += num_tokens
+
+    def count_tokens(self, *, num_prompt_tokens: int, num_generated_tokens: int) -> None:
+        self.used.append((num_prompt_tokens, num_generated_tokens))
+
+
+async def test_what_is_booked_is_what_was_used() -> None:
+    admission, account = make(max_running=1, max_queued=10), Account()
+    flow = Flow("a", 1.0, account)
+    with admission.reserve(flow, demand(2, prompt=100, answer=50), TimeLimits()) as ticket:
+        assert account.num_booked == 200
+        ticket.settle_prompts([30, 30])
+        assert account.num_booked == 130
+        async with ticket.turn(0):
+            ticket.count_generated(0, 7)
+    assert account.num_booked == 37
+    # One that never had its turn has used nothing.
+    with admission.reserve(flow, demand(), TimeLimits()) as ticket:
+        ticket.settle_prompts([30])
+    assert account.num_booked == 37
+    assert account.used == [(30, 7), (0, 0)]
+    assert account.num_running == 0
+
+
 async def test_a_turn_that_does_not_come_in_time() -> None:
     admission = Admission(Bounds(1, 10))
     for _ in range(2):
