@@ -13,11 +13,11 @@ from engines.base import Engine, EngineInfo, EngineOptions, EngineStats, LoadPro
 from engines.cpu.constraints import Constraints
 from engines.cpu.core import StepOutput
 from engines.cpu.engine_thread import EngineThread
-from engines.cpu.load_tracker import LoadTracker
 from engines.cpu.startup import load_core
 from engines.errors import EngineDead, EngineUnavailable, InvalidRequest, StartFailed
 from engines.grammar.constraint import Constraint
 from engines.grammar.pending import PendingGrammars
+from engines.load_tracker import LoadTracker
 from engines.output_stream import OutputStream
 from engines.request import FinishReason, GenerationRequest, TokenOutput
 from engines.request_checks import check_request

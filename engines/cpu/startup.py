@@ -14,7 +14,6 @@ from engines.cpu import kernels
 from engines.cpu.core import EngineCore
 from engines.cpu.kv_cache import KvCache, KvCacheShape
 from engines.cpu.linear import Linear, LinearOptions, build_linear
-from engines.cpu.load_tracker import LoadTracker
 from engines.cpu.model_runner import ModelRunner
 from engines.cpu.models.loader import load_decoder
 from engines.cpu.prefill_pacer import PrefillPacer
@@ -23,6 +22,7 @@ from engines.errors import StartFailed
 from engines.grammar.notation import ALL_KINDS
 from engines.grammar.vocabulary import TOKENIZER_FILE
 from engines.host_memory import available_memory_bytes
+from engines.load_tracker import LoadTracker
 from engines.request import GrammarKind
 from engines.scheduler import Scheduler, SchedulerConfig
 

@@ -9,10 +9,10 @@ from contextlib import aclosing
 from typing import Any
 
 from engines.base import Engine, EngineInfo, EngineOptions, EngineStats, LoadProgress
-from engines.cpu.load_tracker import LoadTracker
 from engines.errors import EngineDead, EngineError, EngineUnavailable, InvalidRequest, StartFailed
 from engines.grammar.compiler import GrammarCompiler
 from engines.grammar.pending import PendingGrammars
+from engines.load_tracker import LoadTracker
 from engines.output_stream import OutputStream
 from engines.request import FinishReason, GenerationRequest, Grammar, TokenOutput
 from engines.request_checks import check_request
