@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from engines.base import EngineOptions, LoadProgress
-from engines.cpu.load_tracker import LoadTracker
 from engines.cpu.startup import load_core
 from engines.errors import CheckpointError, StartFailed
+from engines.load_tracker import LoadTracker
 from tests.support.random_checkpoint import RandomCheckpoint
 
 BLOCK_BYTES = 16 * 2 * 2 * 1 * 32 * 2  # tokens, keys and values, layers, KV heads, head_dim, bfloat16
