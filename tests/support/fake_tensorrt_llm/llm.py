@@ -16,6 +16,7 @@ from tests.support.fake_tensorrt_llm.executor import Executor, Sequence
 from tests.support.fake_tensorrt_llm.guided_decoding import read_vocabulary
 from tests.support.fake_tensorrt_llm.releases import Release
 from tests.support.fake_tensorrt_llm.results import RequestError, RequestOutput
+from tests.support.fake_tensorrt_llm.sampling_params import check_torch_sampler
 from tests.support.fake_tensorrt_llm.torch_module import OutOfMemoryError
 from tests.support.fake_tensorrt_llm.workers import join_workers
 
@@ -146,8 +147,8 @@ class _Base:
             raise ValueError("prompt length should not exceed max_num_tokens")
         if hasattr(self, "is_tensorrt"):
             self._check_logits(params, streaming)
-        elif params.return_context_logits or params.return_generation_logits:
-            raise ValueError("the engine asks the PyTorch backend for log-probabilities, not for logits")
+        else:
+            check_torch_sampler(params, self._release)
         if len(inputs) + params.max_tokens > self._max_seq_len:
             raise ValueError("prompt and max_tokens exceed max_seq_len: the real one would not notice")
         if self._executor.num_blocks * self._executor.tokens_per_block < len(inputs) + params.max_tokens:

@@ -87,7 +87,8 @@ def sampling_params_class(release: Release, guided_decoding: type) -> type:
         self.best_of = self.best_of or self.n
         _check_ranges(self)
         _check_lists(self)
-        _check_release(self, release)
+        if not release.is_since_1_2 and self.logprobs not in (None, 1):
+            raise ValueError(f"{release.name} has the sampled token's log-probability only")
         if self.guided_decoding is not None and not isinstance(self.guided_decoding, guided_decoding):
             raise TypeError(f"guided_decoding is {self.guided_decoding!r}; expected GuidedDecodingParams")
 
@@ -131,16 +132,15 @@ def _check_lists(params: Any) -> None:
         raise ValueError("one sequence for each request")
 
 
-def _check_release(params: Any, release: Release) -> None:
-    """A field that the release's sampler would ignore is an error here."""
+def check_torch_sampler(params: Any, release: Release) -> None:
+    """A field that the sampler of the release's PyTorch backend would ignore is an error here."""
     if not release.has_penalties:
         for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
             if getattr(params, name) is not None:
                 raise ValueError(f"{name} is ignored by {release.name}")
     if params.min_p is not None and not release.has_min_p:
         raise ValueError(f"min_p is ignored by {release.name}")
-    if not release.is_since_1_2:
-        if params.prompt_logprobs is not None:
-            raise ValueError(f"{release.name} has no log-probabilities of prompts")
-        if params.logprobs not in (None, 1):
-            raise ValueError(f"{release.name} has the sampled token's log-probability only")
+    if params.prompt_logprobs is not None and not release.is_since_1_2:
+        raise ValueError(f"{release.name} has no log-probabilities of prompts")
+    if params.return_context_logits or params.return_generation_logits:
+        raise ValueError("this backend is asked for log-probabilities, not for logits")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from engines.request import GenerationRequest, SamplingParams
 from tests.support.fake_tensorrt_llm import VERSIONS, installed
 from tests.support.gpu_machines import B200
 from tests.support.grammars import PERSON, regex, schema
+from tests.unit.trtllm.test_built_directories import MANIFEST, engine_directory
 
 TOKENS = st.integers(0, 319)
 FRACTIONS = st.floats(0, 1)
@@ -49,7 +51,10 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
     return GenerationRequest("r", tuple(prompt), sampling, draw(st.integers(-(2**31), 2**31)))
 
 
-@pytest.mark.parametrize("version", ["1.0.0", "1.2.1", "1.4.0rc1"])
+@pytest.mark.parametrize(
+    ("version", "is_engine"),
+    [("1.0.0", False), ("1.2.1", False), ("1.4.0rc1", False), ("1.0.0", True), ("1.2.1", True)],
+)
 @settings(
     max_examples=60,
     deadline=None,
@@ -58,14 +63,25 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
 )
 @given(batch=st.lists(requests(), min_size=1, max_size=4))
 def test_no_valid_request_is_rejected(
-    version: str, batch: list[GenerationRequest], golden: Path, monkeypatch: pytest.MonkeyPatch
+    version: str,
+    is_engine: bool,
+    batch: list[GenerationRequest],
+    golden: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A refusal by us (UnsupportedParameter, too many log-probabilities) is fine; the runtime's is not."""
-    monkeypatch.setattr("engines.trtllm.startup.detect_machine", lambda: B200)
+    machine = replace(B200, tensorrt_llm_version=version)
+    monkeypatch.setattr("engines.trtllm.startup.detect_machine", lambda: machine)
+    directory = golden / "mixtral-nvfp4-modelopt"
+    if is_engine:  # of trtllm-build, with all log-probabilities
+        options = replace(MANIFEST.options, logprobs="all")
+        manifest = replace(MANIFEST, tensorrt_llm_version=version, machine=machine, options=options)
+        directory = engine_directory(tmp_path, manifest)
 
     async def run() -> None:
         with installed(version):
-            options = EngineOptions(golden / "mixtral-nvfp4-modelopt", max_model_len=64)
+            options = EngineOptions(directory, max_model_len=64)
             engine = create_engine("trtllm", options)
             await engine.start()
             try:
