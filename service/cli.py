@@ -270,7 +270,6 @@ def serve(
         "log_level": log_level,
         "log_format": log_format,
     }
-    given = {name: value for name, value in given.items() if value is not None}
     configuration = load_configuration(given, config)
     if print_config:
         print(configuration.as_toml(), end="")

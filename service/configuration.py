@@ -71,15 +71,17 @@ class Configuration:
 
 
 def load_configuration(given: Mapping[str, Any], config_file: Path | None) -> Configuration:
-    """Put the layers together; `given` are the flags. Raises ConfigurationError."""
+    """Put the layers together; `given` are the flags, None if left out. Raises ConfigurationError."""
     fields = tuple(ServiceSettings.model_fields)
+    if stray := given.keys() - set(fields):
+        raise TypeError(f"no such settings: {', '.join(sorted(stray))}")
     from_file = {} if config_file is None else read_config_file(config_file)
     variables = {name.upper(): name for name in os.environ if name.upper().startswith(ENVIRONMENT_PREFIX)}
     sources: dict[str, str] = {}
     values: dict[str, Any] = {}
     for name in fields:
         variable = variables.get(f"{ENVIRONMENT_PREFIX}{name}".upper())
-        if name in given:
+        if given.get(name) is not None:
             values[name], sources[name] = given[name], "flag"
         elif variable is not None:
             sources[name] = variable  # the settings read it themselves

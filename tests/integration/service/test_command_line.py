@@ -165,3 +165,27 @@ def test_whoever_insists_or_has_keys_may_serve_other_machines(tmp_path: Path) ->
         check_exposure(
             ServiceSettings.model_validate({"checkpoint": CHECKPOINT, "host": "0.0.0.0", **fields})
         )
+
+
+def test_the_settings_are_printed_with_their_sources(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "nybble.toml"
+    file.write_text(f"checkpoint = {json.dumps(CHECKPOINT)}\nmax_num_seqs = 3\nport = 1\n")
+    monkeypatch.setenv("NYBBLE_CONFIG", str(file))
+    monkeypatch.setenv("NYBBLE_PORT", "2")
+    result = run("serve", "--max-num-seqs", "5", "--print-config")
+    assert result.status == 0
+    lines = result.out.splitlines()
+    assert f"checkpoint = {json.dumps(CHECKPOINT)}  # {file}" in lines
+    assert "max_num_seqs = 5  # flag" in lines
+    assert "port = 2  # NYBBLE_PORT" in lines
+    assert "# block_size = 16" in lines
+
+
+def test_a_mistake_in_the_configuration_file_is_one_line(run: Callable[..., Result], tmp_path: Path) -> None:
+    file = tmp_path / "nybble.toml"
+    file.write_text("max_num_seq = 3\n")
+    result = run("serve", CHECKPOINT, "--config", str(file))
+    assert result.status == 1
+    assert result.err == f"error: {file}: unknown key 'max_num_seq'; did you mean 'max_num_seqs'?\n"

@@ -55,6 +55,11 @@ def test_the_layers(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert told["block_size"] == (16, "")
 
 
+def test_a_flag_without_a_setting_is_a_mistake_of_ours() -> None:
+    with pytest.raises(TypeError, match="no such settings: no_such"):
+        load_configuration({"checkpoint": "m", "no_such": None}, None)
+
+
 def test_secrets_are_masked(file: Path) -> None:
     configuration = load_configuration({}, file)
     assert shown(configuration)["otlp_endpoint"][0] == "http://***@collector:4318"
