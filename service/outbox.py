@@ -10,7 +10,30 @@ from starlette.types import Send
 # together, so none is later by more; tokens that come at reading speed never wait.
 GAP_SECONDS = 0.005
 
+# With this many pieces a second over all streams, writing alone would take a good part of a core.
+BUSY_PIECES_PER_SECOND = 20_000.0
+BUSY_GAP_SECONDS = 0.02
+_WINDOW_SECONDS = 0.1
+
 _MAX_PENDING_BYTES = 64 * 1024
+
+
+class Pace:
+    """The gap that all streams of a process keep, by how many pieces they sent lately."""
+
+    def __init__(self) -> None:
+        self.gap_seconds = GAP_SECONDS
+        self._num_pieces = 0
+        self._window_began = 0.0
+
+    def count(self, num_pieces: int, now: float) -> None:
+        """So many pieces have left at `now`, in seconds of a clock that never goes back."""
+        self._num_pieces += num_pieces
+        elapsed = now - self._window_began
+        if elapsed >= _WINDOW_SECONDS:
+            is_busy = self._num_pieces > BUSY_PIECES_PER_SECOND * elapsed
+            self.gap_seconds = BUSY_GAP_SECONDS if is_busy else GAP_SECONDS
+            self._num_pieces, self._window_began = 0, now
 
 
 class Outbox:
@@ -21,8 +44,9 @@ class Outbox:
     than 64 KiB of them are not kept: then `put` asks for a flush, which waits for the reader.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, pace: Pace) -> None:
         self._send = send
+        self._pace = pace
         self._loop = asyncio.get_running_loop()
         self._pending: list[bytes] = []
         self._num_pending_bytes = 0
@@ -51,12 +75,14 @@ class Outbox:
         while self._sending is not None:
             await asyncio.shield(self._sending)
         body = b"".join(self._pending)
+        num_pieces = len(self._pending)
         self._pending.clear()
         self._num_pending_bytes = 0
         if not body and not is_last:
             return
         self.last_sent = now = self._loop.time()
-        self._not_before = now + GAP_SECONDS
+        self._pace.count(num_pieces, now)
+        self._not_before = now + self._pace.gap_seconds
         self._sending = self._loop.create_future()
         try:
             await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})

@@ -17,7 +17,7 @@ from service.cutoff import LAST_WORD_SECONDS, Cutoff
 from service.disconnect import client_gone, stop_tasks
 from service.error_responses import error_response, report
 from service.metrics import ServiceMetrics
-from service.outbox import Outbox
+from service.outbox import Outbox, Pace
 
 DONE = b"data: [DONE]\n\n"
 HEARTBEAT = b": keep-alive\n\n"
@@ -59,6 +59,7 @@ class EventStream(Response):
         *,
         metrics: ServiceMetrics,
         cutoff: Cutoff,
+        pace: Pace,
         heartbeat_seconds: float,
         headers: Mapping[str, str],
         late_headers: Callable[[], Mapping[str, str]] = dict,
@@ -66,6 +67,7 @@ class EventStream(Response):
         self._frames = frames
         self._metrics = metrics
         self._cutoff = cutoff
+        self._pace = pace
         self._heartbeat_seconds = heartbeat_seconds
         self._late_headers = late_headers
         self._started = False
@@ -77,7 +79,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run until the frames or the client end."""
-        outbox = Outbox(send)
+        outbox = Outbox(send, self._pace)
         producing = asyncio.create_task(self._produce(outbox, scope, receive, send))
         watching = asyncio.create_task(client_gone(receive))
         sending = asyncio.create_task(outbox.run())

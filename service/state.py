@@ -26,6 +26,7 @@ from service.keys.watch import KeyWatch
 from service.lifecycle import Lifecycle
 from service.loop_heartbeat import LoopHeartbeat
 from service.metrics import ServiceMetrics
+from service.outbox import Pace
 from service.progress_watch import ProgressWatch
 from service.settings import ServiceSettings
 from service.startup import Startup
@@ -54,6 +55,7 @@ class ServiceState:
         self.lifecycle = Lifecycle()
         self.startup = Startup()
         self.cutoff = Cutoff()
+        self.pace = Pace()
         self.heartbeat = LoopHeartbeat()
         self.health = Health(
             self.lifecycle,

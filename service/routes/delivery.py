@@ -65,6 +65,7 @@ def stream_response(
         frames,
         metrics=state.metrics,
         cutoff=state.cutoff,
+        pace=state.pace,
         heartbeat_seconds=state.settings.heartbeat_seconds,
         headers=warning_headers(body),
         late_headers=lambda: timing_headers(request),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service import outbox as outbox_module
-from service.outbox import Outbox
+from service.outbox import BUSY_GAP_SECONDS, GAP_SECONDS, Outbox, Pace
 from service.sse import FrameTemplate, frame
 
 
@@ -35,7 +35,7 @@ def far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_the_first_piece_leaves_at_once() -> None:
     wire = Wire()
-    box = Outbox(wire.send)
+    box = Outbox(wire.send, Pace())
     assert box.put(b"a")
     await box.flush()
     assert wire.bodies == [b"a"]
@@ -44,7 +44,7 @@ async def test_the_first_piece_leaves_at_once() -> None:
 @pytest.mark.usefixtures("far_apart")
 async def test_pieces_that_follow_fast_leave_together_with_the_end() -> None:
     wire = Wire()
-    box = Outbox(wire.send)
+    box = Outbox(wire.send, Pace())
     assert box.put(b"a")
     await box.flush()
     assert not box.put(b"b")
@@ -57,7 +57,7 @@ async def test_pieces_that_follow_fast_leave_together_with_the_end() -> None:
 
 async def test_what_waits_leaves_by_itself_when_the_gap_is_over() -> None:
     wire = Wire()
-    box = Outbox(wire.send)
+    box = Outbox(wire.send, Pace())
     running = asyncio.create_task(box.run())
     box.put(b"a")
     await box.flush()
@@ -74,7 +74,7 @@ async def test_what_waits_leaves_by_itself_when_the_gap_is_over() -> None:
 @pytest.mark.usefixtures("far_apart")
 async def test_a_reader_who_is_behind_stops_the_writer() -> None:
     wire = Wire()
-    box = Outbox(wire.send)
+    box = Outbox(wire.send, Pace())
     box.put(b"a")
     await box.flush()
     num_kept = 0
@@ -92,7 +92,7 @@ async def test_a_reader_who_is_behind_stops_the_writer() -> None:
 
 async def test_order_is_kept_while_a_lot_is_held_up() -> None:
     wire = Wire()
-    box = Outbox(wire.send)
+    box = Outbox(wire.send, Pace())
     running = asyncio.create_task(box.run())
     wire.gate.clear()
     box.put(b"0")
@@ -113,7 +113,7 @@ async def test_order_is_kept_while_a_lot_is_held_up() -> None:
 def test_nothing_is_sent_for_nothing() -> None:
     async def flush() -> list[bytes]:
         wire = Wire()
-        await Outbox(wire.send).flush()
+        await Outbox(wire.send, Pace()).flush()
         return wire.bodies
 
     assert asyncio.run(flush()) == []
@@ -125,3 +125,15 @@ def test_a_filled_template_is_the_frame_itself(text: str) -> None:
         return {"model": 'a"b', "choices": [{"index": 0, "delta": {"content": content}}], "usage": None}
 
     assert FrameTemplate(payload).fill(text) == frame(payload(text))
+
+
+def test_the_gap_grows_while_very_many_pieces_leave_and_shrinks_again() -> None:
+    pace = Pace()
+    pace.count(1, now=100.0)
+    assert pace.gap_seconds == GAP_SECONDS
+    for step in range(1, 9):
+        pace.count(400, now=100.0 + step / 64)
+    assert pace.gap_seconds == BUSY_GAP_SECONDS  # 25,600 a second
+    for step in range(9, 17):
+        pace.count(200, now=100.0 + step / 64)
+    assert pace.gap_seconds == GAP_SECONDS
