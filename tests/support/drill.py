@@ -133,12 +133,13 @@ class Answer:
 _CLIENT = httpx.Client(verify=False, timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
 
-def ask(url: str, path: str, body: dict[str, object]) -> Answer:
+def ask(url: str, path: str, body: dict[str, object], api_key: str = "none") -> Answer:
     """Send a request and read whatever comes."""
     received = ""
     status = 0
+    headers = {"Authorization": f"Bearer {api_key}"}
     try:
-        with _CLIENT.stream("POST", url + path, json=body) as answer:
+        with _CLIENT.stream("POST", url + path, json=body, headers=headers) as answer:
             status = answer.status_code
             for text in answer.iter_text():
                 received += text
@@ -150,7 +151,10 @@ def ask(url: str, path: str, body: dict[str, object]) -> Answer:
 class Load:
     """Clients that ask the same again and again until they are told to stop, or nobody answers any more."""
 
-    def __init__(self, url: str, num_clients: int, path: str, body: dict[str, object]) -> None:
+    def __init__(
+        self, url: str, num_clients: int, path: str, body: dict[str, object], api_key: str = "none"
+    ) -> None:
+        self.api_key = api_key
         self.answers: list[Answer] = []
         self._stopping = threading.Event()
         self._url, self._path, self._body = url, path, body
@@ -173,7 +177,7 @@ class Load:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            answer = ask(self._url, self._path, self._body)
+            answer = ask(self._url, self._path, self._body, self.api_key)
             self.answers.append(answer)
             if answer.status == 0:
                 return
