@@ -1,4 +1,4 @@
-"""Draw the dashboard's panels with real data, to be looked at: a service under load, a Prometheus, matplotlib.
+"""Draw the dashboard's panels with real data, to be looked at: a service under load and a real Prometheus.
 
 python scripts/draw_dashboard.py PICTURE.png [--seconds 60]
 """
