@@ -68,8 +68,17 @@ class KeyWatch:
             asked, changed = self._wake.is_set(), await asyncio.to_thread(self._fingerprint) != self._seen
             self._wake.clear()
             if asked or changed:
-                with contextlib.suppress(KeyFileError):
-                    self.reload()
+                self._try_reload()
+
+    def _try_reload(self) -> None:
+        try:
+            self.reload()
+        except KeyFileError:
+            pass  # said in the log
+        except Exception as error:
+            # Whatever it is, the next version of the file has to be looked at as well.
+            self._metrics.reloaded(ok=False)
+            log.error("the API keys are kept as they were", exc_info=error)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

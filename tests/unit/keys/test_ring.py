@@ -162,3 +162,22 @@ def test_a_file_that_has_gone_keeps_the_keys(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="cannot read"):
         watch.reload()
     assert ring.identify(b"one", Scope.INFERENCE)
+
+
+async def test_an_unexpected_failure_does_not_end_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text("one\n")
+    ring, watch, registry = watched(path)
+    async with watch.running():
+        with monkeypatch.context() as patched:
+            patched.setattr("service.keys.watch.read_keys", lambda path: 1 // 0)
+            path.write_text("two\n")
+            for _ in range(500):
+                if registry.get_sample_value("nybble_key_file_healthy") == 0:
+                    break
+                await asyncio.sleep(0.01)
+        assert "ZeroDivisionError" in caplog.text
+        path.write_text("three\n")
+        await until_known(ring, b"three")
