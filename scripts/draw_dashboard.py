@@ -39,7 +39,8 @@ def _draw(axes: Axes, panel: Panel, prometheus: Prometheus, seconds: float) -> N
     for name, values in sorted(lines):
         times = [when - end for when, _ in values]
         axes.plot(times, [float(value) for _, value in values], label=name or None, linewidth=1)
-    axes.set_ylim(bottom=0, top=panel.maximum)
+    highest = max((float(value) for _, values in lines for _, value in values), default=0.0)
+    axes.set_ylim(bottom=0, top=panel.maximum or 1.1 * highest or 1.0)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
     if any(name for name, _ in lines):

@@ -112,7 +112,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Refused and abandoned",
             "reqps",
             {
-                "{{reason}}": _rate("nybble_requests_rejected_total", "reason"),
+                "{{reason}}": _rate("nybble_requests_rejected_total", "reason") + " > 0",
                 "client hung up": _rate("nybble_requests_cancelled_total"),
             },
             "Requests answered with an error, and requests whose client went away.",

@@ -25,6 +25,8 @@ DEMO = ROOT / "examples/demo_model/checkpoints/mistral-mxfp4"
 _KEYS = {"alice": "key-of-alice", "batch": "key-of-batch"}
 _WINDOW = "10s"  # of rates; the scrape is every second
 _START_SECONDS = 60.0
+# Longer than a KV block, so that the prefix cache finds it again.
+_PREFIX = "The capital of France is Paris. " * 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,15 @@ def monitored_service(folder: Path) -> Iterator[tuple[NybbleProcess, Prometheus]
     entries = (f'[[keys]]\nname = "{name}"\nkey = "{key}"\n' for name, key in _KEYS.items())
     keys.write_text("\n".join(entries), encoding="utf-8")
     options = ("--engine", "cpu", "--served-model-name", "demo", "--api-key-file", str(keys))
-    limits = ("--max-num-seqs", "4", "--health-port", "0", "--metrics-without-key")
+    limits = (
+        "--max-num-seqs",
+        "4",
+        "--kv-cache-memory",
+        "2MiB",
+        "--health-port",
+        "0",
+        "--metrics-without-key",
+    )
     with serve(DEMO, *options, *limits) as server, _prometheus(folder, _health_port(server)) as prometheus:
         stop = threading.Event()
         workers = [threading.Thread(target=_load, args=(server.url, seed, stop)) for seed in range(6)]
@@ -148,7 +158,7 @@ def _load(url: str, seed: int, stop: threading.Event) -> None:
                 if turn % 5 == 4 and number == 2:
                     stream.close()  # the client goes away
                     break
-            client.completions.create(model="demo", prompt=f"The capital of {question}", max_tokens=16)
+            client.completions.create(model="demo", prompt=f"{_PREFIX} {question}", max_tokens=16)
             _make_mistakes(url, client)
 
 
