@@ -17,11 +17,13 @@ class Wire:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.asked: list[bytes] = []
         self.ended = False
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def send(self, message: Any) -> None:
+        self.asked.append(message["body"])
         await self.gate.wait()
         self.bodies.append(message["body"])
         self.ended = not message["more_body"]
@@ -137,3 +139,23 @@ def test_the_gap_grows_while_very_many_pieces_leave_and_shrinks_again() -> None:
     for step in range(9, 17):
         pace.count(200, now=100.0 + step / 64)
     assert pace.gap_seconds == GAP_SECONDS
+
+
+async def test_what_comes_while_the_writer_is_held_up_leaves_by_itself_too() -> None:
+    wire = Wire()
+    box = Outbox(wire.send, Pace())
+    running = asyncio.create_task(box.run())
+    box.put(b"a")
+    await box.flush()
+    wire.gate.clear()
+    box.put(b"b")
+    deadline = asyncio.get_running_loop().time() + 5
+    while wire.asked != [b"a", b"b"]:
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.001)
+    box.put(b"c")
+    wire.gate.set()
+    while wire.bodies != [b"a", b"b", b"c"]:
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.001)
+    running.cancel()

@@ -43,6 +43,17 @@ def test_chunks_concatenate_to_decode(tokenizer: Tokenizer, data: st.DataObject,
 
 @relaxed
 @given(data=st.data(), skip=st.booleans())
+def test_token_by_token_is_the_same(tokenizer: Tokenizer, data: st.DataObject, skip: bool) -> None:
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size), max_size=20))
+    one, other = tokenizer.detokenizer((), skip), tokenizer.detokenizer((), skip)
+    for token_id in ids:
+        assert one.push_token(token_id) == other.push((token_id,))
+        assert one.num_characters == other.num_characters
+    assert one.flush() == other.flush()
+
+
+@relaxed
+@given(data=st.data(), skip=st.booleans())
 def test_decode_is_that_of_the_library(tokenizer: Tokenizer, data: st.DataObject, skip: bool) -> None:
     ids = data.draw(_known_ids(tokenizer))
     expected = tokenizer.hf_tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=skip)
