@@ -192,6 +192,18 @@ def fp4_linear_w4a4(
     _kernels.fp4_linear_w4a4(codes, scales, weight._handle, out)
 
 
+def fp4_linear_w4a16(x: Float32Array, weight: Fp4Weight, out: Float32Array) -> None:
+    """out[M, N] = x[M, K] times the decoded weight, transposed, for activations that nobody quantized.
+
+    Where the processor has integer dot products, x enters as 16-bit integers that share a power of two per
+    128 columns: an error of at most 2^-15 of the largest magnitude among them, 1/64 of what bfloat16 may do
+    to that largest one. Elsewhere it is `fp4_linear_f32`. `round_to_bfloat16` of the weight is ignored.
+    """
+    _check("x", x, _FLOAT32, (None, weight.num_columns))
+    _check_out("out", out, _FLOAT32, (x.shape[0], weight.num_rows))
+    _kernels.fp4_linear_w4a16(x, weight._handle, out)
+
+
 def fp4_linear_f32(x: Float32Array, weight: Fp4Weight, out: Float32Array) -> None:
     """out[M, N] = x[M, K] times the decoded weight, transposed, summed in float32."""
     _check("x", x, _FLOAT32, (None, weight.num_columns))

@@ -72,14 +72,15 @@ class DenseLinear:
 
 
 class Fp4LinearW4A16:
-    """FP4 weights times float32 activations."""
+    """FP4 weights times activations that stay as they are: `kernels.fp4_linear_w4a16`, or all in float32."""
 
-    def __init__(self, weight: kernels.Fp4Weight) -> None:
+    def __init__(self, weight: kernels.Fp4Weight, *, float32: bool) -> None:
         self._weight = weight
+        self._product = kernels.fp4_linear_f32 if float32 else kernels.fp4_linear_w4a16
         self.num_rows = weight.num_rows
 
     def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None:
-        kernels.fp4_linear_f32(x, self._weight, out)
+        self._product(x, self._weight, out)
 
 
 class Fp4LinearW4A4:
@@ -166,7 +167,7 @@ def _build_fp4(modules: Sequence[Fp4Tensors], options: LinearOptions) -> Linear:
     weight = kernels.Fp4Weight(shards, first.group_size, round_to_bfloat16=rounded)
     quantizer = _quantizer(first, options)
     if quantizer is None:
-        return Fp4LinearW4A16(weight)
+        return Fp4LinearW4A16(weight, float32=options.reference_numerics)
     return Fp4LinearRounded(weight, quantizer) if rounded else Fp4LinearW4A4(weight, quantizer)
 
 

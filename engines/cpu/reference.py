@@ -16,6 +16,7 @@ from engines.fp4.blocks import QuantizedBlocks
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
+SUPERBLOCK_COLUMNS = 128
 Shard = tuple[NDArray[np.uint8], NDArray[np.uint8], Float32Array]
 
 
@@ -34,7 +35,11 @@ def decode_weight(shards: Sequence[Shard], group_size: int, round_to_bfloat16: b
 def fp4_linear_w4a4(
     codes: NDArray[np.int8], scales: Float32Array, shards: Sequence[Shard], group_size: int
 ) -> Float32Array:
-    """Exact block sums; per block acc + sum * min((0.25 * w_scale) * a_scale, FLT_MAX), each step rounded."""
+    """Exact block sums, scaled and added in superblocks of 128 columns, each step rounded to float32.
+
+    In a superblock, part = part + sum * min((0.25 * w_scale) * a_scale, FLT_MAX) for its blocks in order;
+    then acc = acc + part.
+    """
     weight_codes = np.concatenate(
         [(2 * e2m1.decode(e2m1.unpack(packed))).astype(np.int64) for packed, _, _ in shards]
     )
@@ -43,11 +48,15 @@ def fp4_linear_w4a4(
     x = codes.astype(np.int64).reshape(num_rows, num_blocks, group_size)
     w = weight_codes.reshape(-1, num_blocks, group_size)
     acc = np.zeros((num_rows, w.shape[0]), np.float32)
+    part = np.zeros_like(acc)
+    blocks_per_superblock = SUPERBLOCK_COLUMNS // group_size
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for block in range(num_blocks):
             sums = (x[:, block] @ w[:, block].T).astype(np.float32)
             product = quarter[None, :, block] * scales[:, block, None]
-            acc = acc + sums * np.minimum(product, np.finfo(np.float32).max)
+            part = part + sums * np.minimum(product, np.finfo(np.float32).max)
+            if (block + 1) % blocks_per_superblock == 0 or block == num_blocks - 1:
+                acc, part = acc + part, np.zeros_like(part)
     return acc
 
 

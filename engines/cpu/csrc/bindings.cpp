@@ -100,6 +100,12 @@ void fp4_linear_w4a4(const Array<const std::int8_t, 2>& codes, const Floats2& sc
   nybble::fp4_linear_w4a4(codes.data(), scales.data(), weight, rows(codes), out.data());
 }
 
+void fp4_linear_w4a16(const Floats2& x, const nybble::Fp4Weight& weight, const Out2& out) {
+  require(columns(x) == weight.num_columns(), "x must have the weight's columns");
+  require(rows(out) == rows(x) && columns(out) == weight.num_rows(), "out must be [rows of x, weight rows]");
+  nybble::fp4_linear_w4a16(x.data(), weight, rows(x), out.data());
+}
+
 void fp4_linear_f32(const Floats2& x, const nybble::Fp4Weight& weight, const Out2& out) {
   require(columns(x) == weight.num_columns(), "x must have the weight's columns");
   require(rows(out) == rows(x) && columns(out) == weight.num_rows(), "out must be [rows of x, weight rows]");
@@ -260,6 +266,7 @@ NB_MODULE(_kernels, m) {
 
   const auto n = [](const char* name) { return nb::arg(name).noconvert(); };
   m.def("fp4_linear_w4a4", &fp4_linear_w4a4, NoGil(), n("codes"), n("scales"), n("weight"), n("out"));
+  m.def("fp4_linear_w4a16", &fp4_linear_w4a16, NoGil(), n("x"), n("weight"), n("out"));
   m.def("fp4_linear_f32", &fp4_linear_f32, NoGil(), n("x"), n("weight"), n("out"));
   m.def("dense_linear", &dense_linear, NoGil(), n("x"), n("weight"), n("out"));
   m.def("quantize_mxfp4", &quantize_mxfp4, NoGil(), n("x"), n("codes"), n("scales"));

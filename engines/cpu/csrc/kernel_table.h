@@ -8,6 +8,8 @@
 namespace nybble {
 
 constexpr int kPanelRows = 16;
+/// Blocks of 128 columns are summed together; see isa/linear_w4a4.cpp.
+constexpr int kSuperblockColumns = 128;
 
 enum class ElementType : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 
@@ -16,6 +18,8 @@ struct Fp4Panel {
   int num_lanes;               // lanes that exist, 1..16
   const float* scale_table;    // [256] multiplier
   const float* quarter_table;  // [256] 0.25 * multiplier
+  bool power_of_two_scales;    // scale byte b stands for 2^(b - 127): MXFP4
+  bool e4m3_scales;            // scale byte b stands for its E4M3 value times a factor, and all are finite: NVFP4
 };
 
 struct Fp4View {
@@ -41,9 +45,35 @@ struct W4A4Args {
   Fp4View weight;
   const std::int8_t* codes;    // [num_rows, K] E2M1 value times two
   const float* scales;         // [num_rows, K/group]
-  const std::int32_t* biases;  // [num_rows, K/group] -12 * sum of the block's codes
+  const std::int32_t* biases;  // [num_rows, K/group] -12 * sum of the block's codes; null for prepare_w4a4
   float* out;                  // [num_rows, N]
   std::int64_t num_rows;
+};
+
+struct Fp4F32Args;
+
+/// Activations as integers, in the order of the integer products: superblock after superblock, rows inside. A slot is
+/// superblock * num_rows + row.
+struct IntegerRows {
+  std::int8_t* codes;          // [slots][num_parts][128]; W4A4 MXFP4: shifted to the superblock's lowest exponent
+  float* scales;               // [slots]
+  std::int32_t* biases;        // [slots] what unsigned weight codes add, negated
+  std::uint8_t* regular;       // [slots] the superblock's blocks share an exponent
+  std::int32_t* block_biases;  // [num_rows, K/group] the same for a block by itself
+  std::int32_t* shared_block_biases;  // [num_rows, K/group] for a block's codes as shifted in `codes`
+  float* largest_scales;              // [num_rows]
+};
+
+struct IntegerArgs {
+  Fp4View weight;
+  IntegerRows rows;
+  const std::int8_t* block_codes;  // W4A4: the caller's codes [num_rows, K]
+  const float* block_scales;       // W4A4: the caller's scales [num_rows, K/group]
+  float* out;                      // [num_rows, N]
+  std::int64_t num_rows;
+  int num_parts;        // 1: W4A4. 2: W4A16, 16-bit integers as high and low bytes
+  bool all_regular;     // no slot is irregular
+  float largest_scale;  // of all rows; NaN does not count
 };
 
 struct Fp4F32Args {
@@ -134,8 +164,14 @@ enum class LimitKind : int { kFloat32Fma = 0, kInt8Dot = 1, kBfloat16Dot = 2, kA
 
 struct KernelTable {
   const char* name;
+  /// The first two are null where `fp4_linear_integer` is not.
   void (*w4a4_biases)(const std::int8_t* codes, std::int64_t num_blocks, int group_size, std::int32_t* biases);
   void (*fp4_linear_w4a4)(const W4A4Args&, std::int64_t panel_begin, std::int64_t panel_end);
+  /// Integer products for any number of rows; null where W4A4 is `fp4_linear_w4a4` and W4A16 `fp4_linear_f32`.
+  void (*prepare_w4a4)(const W4A4Args&, const IntegerRows&, std::int64_t row_begin, std::int64_t row_end);
+  void (*prepare_w4a16)(const Fp4F32Args&, const IntegerRows&, std::int64_t row_begin, std::int64_t row_end);
+  void (*fp4_linear_integer)(const IntegerArgs&, std::int64_t panel_begin, std::int64_t panel_end);
+  void (*fp4_linear_few_rows)(const IntegerArgs&, std::int64_t panel_begin, std::int64_t panel_end);  // the same bits
   void (*fp4_linear_f32)(const Fp4F32Args&, std::int64_t panel_begin, std::int64_t panel_end);
   void (*dense_linear)(const DenseArgs&, std::int64_t panel_begin, std::int64_t panel_end);
   void (*quantize_mxfp4)(const QuantizeArgs&, std::int64_t row_begin, std::int64_t row_end);

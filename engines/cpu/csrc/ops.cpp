@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "isa.h"
@@ -29,17 +30,98 @@ double linear_cost(std::int64_t num_rows, std::int64_t num_columns) {
   return 1.0 * static_cast<double>(num_columns) * (1.0 + static_cast<double>(num_rows));
 }
 
+/// Room for the activations of one integer product, kept by the calling thread between calls.
+class IntegerWorkspace {
+ public:
+  IntegerRows rows(std::int64_t num_rows, std::int64_t num_columns, int group_size, int num_parts) {
+    num_slots_ = num_rows * ((num_columns + kSuperblockColumns - 1) / kSuperblockColumns);
+    const std::int64_t num_blocks = num_rows * (num_columns / group_size);
+    // In the order of IntegerRows.
+    const std::int64_t sizes[] = {num_slots_ * num_parts * kSuperblockColumns,
+                                  num_slots_ * 4,
+                                  num_slots_ * 4,
+                                  num_slots_,
+                                  num_blocks * 4,
+                                  num_blocks * 4,
+                                  num_rows * 4};
+    std::size_t total = 0;
+    for (const std::int64_t size : sizes) total += padded(size);
+    if (buffer_.num_bytes() < total) buffer_ = AlignedBuffer(total);
+    std::uint8_t* next = buffer_.data();
+    auto take = [&, i = 0](auto*& target) mutable {
+      target = reinterpret_cast<std::remove_reference_t<decltype(target)>>(next);
+      next += padded(sizes[i++]);
+    };
+    IntegerRows rows{};
+    take(rows.codes);
+    take(rows.scales);
+    take(rows.biases);
+    take(rows.regular);
+    take(rows.block_biases);
+    take(rows.shared_block_biases);
+    take(rows.largest_scales);
+    if (num_parts == 2) rows.shared_block_biases = rows.block_biases;  // 16-bit integers are not shifted
+    return rows;
+  }
+  bool all_regular(const IntegerRows& rows) const {
+    return std::find(rows.regular, rows.regular + num_slots_, 0) == rows.regular + num_slots_;
+  }
+
+ private:
+  static std::size_t padded(std::int64_t num_bytes) { return (static_cast<std::size_t>(num_bytes) + 63) / 64 * 64; }
+
+  AlignedBuffer buffer_;
+  std::int64_t num_slots_ = 0;
+};
+
+IntegerWorkspace& integer_workspace() {
+  thread_local IntegerWorkspace workspace;
+  return workspace;
+}
+
+/// Up to this many rows the kernel that keeps no unpacked weights is the faster one; measured, see docs/performance.md.
+std::int64_t few_rows(int num_parts) { return num_parts == 1 ? 8 : 4; }
+
+void run_integer(const KernelTable& table, const IntegerArgs& args) {
+  const auto linear = args.num_rows <= few_rows(args.num_parts) ? table.fp4_linear_few_rows : table.fp4_linear_integer;
+  parallel_for(args.weight.num_panels, linear_cost(args.num_rows, args.weight.num_columns),
+               [&](std::int64_t begin, std::int64_t end) { linear(args, begin, end); });
+}
+
 }  // namespace
 
 void fp4_linear_w4a4(const std::int8_t* codes, const float* scales, const Fp4Weight& weight, std::int64_t num_rows,
                      float* out) {
-  const std::int64_t num_blocks = num_rows * (weight.num_columns() / weight.group_size());
   const KernelTable& table = kernels();
+  if (num_rows == 0) return;
+  if (table.fp4_linear_integer != nullptr) {
+    IntegerWorkspace& workspace = integer_workspace();
+    const IntegerRows rows = workspace.rows(num_rows, weight.num_columns(), weight.group_size(), 1);
+    const W4A4Args args{weight.view(), codes, scales, nullptr, out, num_rows};
+    parallel_for(num_rows, row_cost(weight.num_columns()),
+                 [&](std::int64_t begin, std::int64_t end) { table.prepare_w4a4(args, rows, begin, end); });
+    const float largest = *std::max_element(rows.largest_scales, rows.largest_scales + num_rows);
+    const bool regular = weight.group_size() == 16 || workspace.all_regular(rows);
+    return run_integer(table, {weight.view(), rows, codes, scales, out, num_rows, 1, regular, largest});
+  }
+  const std::int64_t num_blocks = num_rows * (weight.num_columns() / weight.group_size());
   std::vector<std::int32_t> biases(static_cast<std::size_t>(num_blocks));
   table.w4a4_biases(codes, num_blocks, weight.group_size(), biases.data());
   const W4A4Args args{weight.view(), codes, scales, biases.data(), out, num_rows};
   parallel_for(args.weight.num_panels, linear_cost(num_rows, weight.num_columns()),
                [&](std::int64_t begin, std::int64_t end) { table.fp4_linear_w4a4(args, begin, end); });
+}
+
+void fp4_linear_w4a16(const float* x, const Fp4Weight& weight, std::int64_t num_rows, float* out) {
+  const KernelTable& table = kernels();
+  if (num_rows == 0) return;
+  if (table.fp4_linear_integer == nullptr) return fp4_linear_f32(x, weight, num_rows, out);
+  const IntegerRows rows = integer_workspace().rows(num_rows, weight.num_columns(), weight.group_size(), 2);
+  const Fp4F32Args args{weight.view(), x, out, num_rows};
+  parallel_for(num_rows, row_cost(weight.num_columns()),
+               [&](std::int64_t begin, std::int64_t end) { table.prepare_w4a16(args, rows, begin, end); });
+  const float largest = *std::max_element(rows.largest_scales, rows.largest_scales + num_rows);
+  run_integer(table, {weight.view(), rows, nullptr, nullptr, out, num_rows, 2, true, largest});
 }
 
 void fp4_linear_f32(const float* x, const Fp4Weight& weight, std::int64_t num_rows, float* out) {

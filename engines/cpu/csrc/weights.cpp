@@ -1,6 +1,7 @@
 #include "weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -91,9 +92,18 @@ void Fp4Weight::plan_panels(const std::vector<Fp4Shard>& shards) {
       table.multiplier[byte] = shard.scale_table[byte];
       table.quarter[byte] = 0.25F * shard.scale_table[byte];
     }
+    table.power_of_two = true;
+    for (int byte = 1; byte < 255; ++byte) {
+      table.power_of_two = table.power_of_two && table.multiplier[byte] == std::ldexp(1.0F, byte - 127);
+    }
+    // Normal numbers only, quarters included: the kernels build the others by adding to the exponent bits.
+    table.e4m3 = std::isnormal(table.quarter[8]) && std::isnormal(table.quarter[126]);
+    for (int byte = 8; byte < 127; ++byte) {
+      table.e4m3 = table.e4m3 && table.quarter[byte] == std::ldexp(table.quarter[8 + byte % 8], byte / 8 - 1);
+    }
     for (std::int64_t row = 0; row < shard.num_rows; row += kPanelRows) {
       const int lanes = static_cast<int>(std::min<std::int64_t>(kPanelRows, shard.num_rows - row));
-      panels_.push_back({num_rows_ + row, lanes, table.multiplier, table.quarter});
+      panels_.push_back({num_rows_ + row, lanes, table.multiplier, table.quarter, table.power_of_two, table.e4m3});
     }
     num_rows_ += shard.num_rows;
     shard_rows_.push_back(shard.num_rows);
@@ -118,6 +128,10 @@ void Fp4Weight::repack_panel(const Fp4Shard& shard, std::int64_t first_row, std:
     }
   }
   transpose_panel(shard.scales + first_row * num_groups, lanes, num_groups, scales);
+  Fp4Panel& info = panels_[static_cast<std::size_t>(panel)];
+  constexpr std::uint8_t kE4m3Nan = 127;  // and above it the negative ones
+  info.e4m3_scales = info.e4m3_scales && std::all_of(scales, scales + num_groups * kPanelRows,
+                                                     [](std::uint8_t byte) { return byte < kE4m3Nan; });
 }
 
 Fp4View Fp4Weight::view() const {

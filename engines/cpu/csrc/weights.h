@@ -41,6 +41,8 @@ class Fp4Weight {
   struct ScaleTable {
     float multiplier[256];
     float quarter[256];  // 0.25 * multiplier: turns a sum of doubled codes into a value
+    bool power_of_two;   // multiplier[b] is 2^(b - 127) for every byte that stands for a number
+    bool e4m3;           // multiplier[b] is multiplier[8 + b % 8] * 2^(b / 8 - 1) for b = 8..126
   };
   void plan_panels(const std::vector<Fp4Shard>& shards);
   void repack_panel(const Fp4Shard& shard, std::int64_t first_row, std::int64_t panel);

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from engines.cpu import kernels, reference
 from engines.fp4 import e8m0, mxfp4, nvfp4
 
+ONE_TABLE = mxfp4.scale_table()
 CT_TABLE = nvfp4.scale_table("compressed-tensors", 937.0)
 SHAPES = [
     (1, 1, 32),
@@ -48,6 +49,12 @@ def w4a4(
     return out
 
 
+def w4a16(x: NDArray[np.float32], weight: kernels.Fp4Weight) -> NDArray[np.float32]:
+    out = np.full((x.shape[0], weight.num_rows), np.nan, np.float32)
+    kernels.fp4_linear_w4a16(x, weight, out)
+    return out
+
+
 def f32(x: NDArray[np.float32], weight: kernels.Fp4Weight) -> NDArray[np.float32]:
     out = np.full((x.shape[0], weight.num_rows), np.nan, np.float32)
     kernels.fp4_linear_f32(x, weight, out)
@@ -80,6 +87,91 @@ def test_f32_matches_the_decoded_weight(
     got = f32(x, kernels.Fp4Weight([shard], group_size, rounded))
     magnitude = reference.linear(np.abs(x), np.abs(decoded))
     assert (np.abs(got - reference.linear(x, decoded)) <= 2e-6 * magnitude + 1e-30).all()
+
+
+def narrow_shard(
+    rng: np.random.Generator, num_rows: int, num_columns: int, group_size: int, spread: int
+) -> kernels.Fp4Shard:
+    """Scales as trained weights have them: exponents of a superblock within `spread` of each other."""
+    shard = random_shard(rng, num_rows, num_columns, group_size)
+    if group_size == 16:
+        return shard
+    return shard._replace(scales=rng.integers(117, 118 + spread, shard.scales.shape, np.uint8))
+
+
+@pytest.mark.parametrize("spread", [0, 3, 4])
+@pytest.mark.parametrize("shape", [*SHAPES, (12, 48, 384), (13, 33, 128), (25, 31, 416)], ids=str)
+def test_w4a4_with_shared_exponents_gives_the_bits_of_the_reference(
+    isa: str, rng: np.random.Generator, shape: tuple[int, int, int], spread: int
+) -> None:
+    """Exponents that fit one superblock, some rows whose exponents do not, and blocks of zeros."""
+    num_rows, num_outputs, num_columns = shape
+    shard = narrow_shard(rng, num_outputs, num_columns, 32, spread)
+    codes, scales = random_activations(rng, num_rows, num_columns, 32)
+    scales = np.exp2(rng.integers(-6, -5 + spread, scales.shape)).astype(np.float32)
+    scales[1::5] = np.exp2(rng.integers(-20, 20, scales[1::5].shape))
+    codes[:, 32:64] *= rng.integers(0, 2, (num_rows, 1), np.int8)
+    scales[2::7, 1:2] = 2.0**-127  # what quantizing a block of zeros gives
+    codes[2::7, 32:64] = 0
+    got = w4a4(codes, scales, kernels.Fp4Weight([shard], 32))
+    want = reference.fp4_linear_w4a4(codes, scales, [shard], 32)
+    np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+@pytest.mark.parametrize("group_size", [16, 32])
+@pytest.mark.parametrize("spread", [0, 3, 9])
+@pytest.mark.parametrize("shape", [*SHAPES, (4, 48, 384), (13, 33, 128)], ids=str)
+def test_w4a16_is_exact_up_to_16_bit_activations(
+    isa: str, rng: np.random.Generator, shape: tuple[int, int, int], group_size: int, spread: int
+) -> None:
+    num_rows, num_outputs, num_columns = shape
+    shard = narrow_shard(rng, num_outputs, num_columns, group_size, spread)
+    x = (rng.standard_normal((num_rows, num_columns)) * rng.lognormal(0, 2, (num_rows, 1))).astype(np.float32)
+    x[0] = 0.0
+    decoded = reference.decode_weight([shard], group_size, False)
+    got = w4a16(x, kernels.Fp4Weight([shard], group_size))
+    largest = np.concatenate(
+        [
+            np.broadcast_to(np.abs(part).max(axis=1, keepdims=True), part.shape)
+            for part in np.split(x, range(128, num_columns, 128), axis=1)
+        ],
+        axis=1,
+    )
+    bound = reference.linear(2.0**-15 * largest + 2e-6 * np.abs(x), np.abs(decoded))
+    assert (np.abs(got - reference.linear(x, decoded)) <= bound + 1e-30).all()
+    assert (got[0] == 0).all()
+
+
+@pytest.mark.parametrize("group_size", [16, 32])
+def test_w4a16_uses_exactly_the_decoded_values(isa: str, rng: np.random.Generator, group_size: int) -> None:
+    """Unit vectors of many magnitudes: a power of two is a 16-bit integer as it stands."""
+    shard = random_shard(rng, 50, 160, group_size)
+    decoded = reference.decode_weight([shard], group_size, False)
+    for power in (0, 14, -14, 60, -60):
+        x = np.eye(160, dtype=np.float32) * np.float32(2.0**power)
+        got = w4a16(x, kernels.Fp4Weight([shard], group_size))
+        np.testing.assert_array_equal(got, decoded.T * np.float32(2.0**power))
+
+
+def test_w4a16_takes_the_largest_mantissas_and_the_smallest_numbers(isa: str) -> None:
+    shard = kernels.Fp4Shard(np.full((16, 64), 0x22, np.uint8), np.full((16, 4), 127, np.uint8), ONE_TABLE)
+    weight = kernels.Fp4Weight([shard], 32)
+    below_two = np.float32(2.0) - np.float32(2.0**-23)
+    for value in (below_two, np.float32(1.98), np.float32(-1.95), np.float32(2.0**-126), np.float32(1e38)):
+        x = np.zeros((1, 128), np.float32)
+        x[0, 77] = value
+        assert np.abs(w4a16(x, weight) / 1.0 - value).max() <= max(abs(value) * 2.0**-15, 2.0**-112)
+
+
+def test_w4a16_of_not_a_number_is_nan_in_its_row_and_no_other(isa: str, rng: np.random.Generator) -> None:
+    weight = kernels.Fp4Weight([random_shard(rng, 20, 160, 32)], 32)
+    x = rng.standard_normal((5, 160)).astype(np.float32)
+    clean = w4a16(x, weight)
+    x[2, 140] = np.nan
+    x[4, 3] = np.inf
+    got = w4a16(x, weight)
+    assert not np.isfinite(got[[2, 4]]).any()
+    np.testing.assert_array_equal(got[[0, 1, 3]], clean[[0, 1, 3]])
 
 
 @pytest.mark.parametrize("group_size", [16, 32])
@@ -170,7 +262,11 @@ def test_a_row_alone_has_the_bits_it_has_in_a_batch(
     codes, scales = random_activations(rng, 67, 352, group_size)
     x = rng.standard_normal((67, 352)).astype(np.float32)
     batch = w4a4(codes, scales, weight), f32(x, weight), f32(x, rounded)
+    narrow = kernels.Fp4Weight([narrow_shard(rng, 37, 352, group_size, 2)], group_size)
+    integer = w4a16(x, weight), w4a16(x, narrow)
     for rows in (slice(0, 1), slice(7, 10), slice(60, 67), slice(1, 66)):
         np.testing.assert_array_equal(w4a4(codes[rows], scales[rows], weight), batch[0][rows])
         np.testing.assert_array_equal(f32(x[rows], weight), batch[1][rows])
         np.testing.assert_array_equal(f32(x[rows], rounded), batch[2][rows])
+        np.testing.assert_array_equal(w4a16(x[rows], weight), integer[0][rows])
+        np.testing.assert_array_equal(w4a16(x[rows], narrow), integer[1][rows])

@@ -5,8 +5,14 @@
 
 namespace nybble::NYBBLE_ISA {
 
+constexpr float kMaxFloat = 3.40282347e+38F;
+
 void w4a4_biases(const std::int8_t* codes, int64_t num_blocks, int group_size, std::int32_t* biases);
 void fp4_linear_w4a4(const W4A4Args& args, int64_t panel_begin, int64_t panel_end);
+void prepare_w4a4(const W4A4Args& args, const IntegerRows& rows, int64_t row_begin, int64_t row_end);
+void prepare_w4a16(const Fp4F32Args& args, const IntegerRows& rows, int64_t row_begin, int64_t row_end);
+void fp4_linear_few_rows(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
+void fp4_linear_integer(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
 void fp4_linear_f32(const Fp4F32Args& args, int64_t panel_begin, int64_t panel_end);
 void dense_linear(const DenseArgs& args, int64_t panel_begin, int64_t panel_end);
 void quantize_mxfp4(const QuantizeArgs& args, int64_t row_begin, int64_t row_end);

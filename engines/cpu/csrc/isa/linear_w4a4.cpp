@@ -1,9 +1,11 @@
 // FP4 weights times FP4 activations: exact integer sums inside a block, float32 between blocks.
 //
-// For each block b in ascending order, per output:
-//   acc = acc + float(sum_b) * min((0.25f * w_scale) * a_scale, FLT_MAX)
-// Four separate float32 roundings (quarter scale, its product, the contribution, the sum), nothing fused, so that every
-// instruction set and the NumPy reference agree bit for bit. sum_b is the integer dot product of doubled codes, hence
+// Per output, superblocks of 128 columns in ascending order, and in each its blocks b in ascending order:
+//   part = 0, then for each b: part = part + float(sum_b) * min((0.25f * w_scale) * a_scale, FLT_MAX)
+//   acc  = acc + part
+// Separate float32 roundings (quarter scale, its product, the contribution, the sums), nothing fused, so that every
+// instruction set and the NumPy reference agree bit for bit. A superblock's sum is exact in the usual case, which the
+// integer kernels use (integer_rows.h). sum_b is the integer dot product of doubled codes, hence
 // the 0.25. The scales' product overflows only where any non-zero sum would too; clamping it keeps a zero sum a zero,
 // while a NaN scale (non-finite activations) still makes the row NaN: min returns its second operand then.
 
@@ -13,18 +15,12 @@ namespace nybble::NYBBLE_ISA {
 
 namespace {
 
-constexpr float kMaxFloat = 3.40282347e+38F;
 constexpr int kWeightBias = 12;  // makes doubled weight codes unsigned: [-12, 12] -> [0, 24]
 
 F16 quarter_scales(const Fp4Panel& panel, const std::uint8_t* bytes) {
-#if defined(NYBBLE_ISA_AVX512)
-  const __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
-  return {_mm512_i32gather_ps(index, panel.quarter_table, 4)};
-#else
   alignas(64) float scales[16];
   for (int lane = 0; lane < 16; ++lane) scales[lane] = panel.quarter_table[bytes[lane]];
   return load(scales);
-#endif
 }
 
 inline F16 add_block(F16 acc, F16 sum, F16 quarter_scale, float activation_scale) {
@@ -32,55 +28,21 @@ inline F16 add_block(F16 acc, F16 sum, F16 quarter_scale, float activation_scale
   return acc + sum * product;
 }
 
-#if defined(NYBBLE_ISA_AVX512)
-
-constexpr int kTile = 8;
-
-inline std::int32_t four_codes(const std::int8_t* codes) {
-  std::int32_t dword;
-  std::memcpy(&dword, codes, sizeof(dword));
-  return dword;
+template <int Group>
+inline bool ends_superblock(int64_t block, int64_t num_blocks) {
+  constexpr int64_t kBlocks = kSuperblockColumns / Group;
+  return block % kBlocks == kBlocks - 1 || block == num_blocks - 1;
 }
 
-template <int Rows, int Group>
-void tile(const W4A4Args& args, int64_t panel_index, int64_t first_row) {
-  const Fp4View& weight = args.weight;
-  const Fp4Panel& panel = weight.panels[panel_index];
-  const std::uint8_t* codes = weight.data + static_cast<std::size_t>(panel_index) * weight.panel_bytes;
-  const std::uint8_t* scale_bytes = codes + weight.scale_offset;
-  const int64_t num_blocks = weight.num_columns / Group;
-  const std::int8_t* x = args.codes + first_row * weight.num_columns;
-  const float* x_scales = args.scales + first_row * num_blocks;
-  const std::int32_t* biases = args.biases + first_row * num_blocks;
-  const __m512i table =
-      _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-  const __m512i nibble = _mm512_set1_epi8(15);
-  F16 acc[Rows];
-  for (int r = 0; r < Rows; ++r) acc[r] = splat(0.0F);
-  for (int64_t block = 0; block < num_blocks; ++block) {
-    __m512i sums[Rows];
-    for (int r = 0; r < Rows; ++r) sums[r] = _mm512_set1_epi32(biases[r * num_blocks + block]);
-    for (int step = 0; step < Group / 8; ++step) {
-      const __m512i raw = _mm512_load_si512(codes + (block * (Group / 8) + step) * 64);
-      const __m512i low = _mm512_shuffle_epi8(table, _mm512_and_si512(raw, nibble));
-      const __m512i high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(raw, 4), nibble));
-      for (int r = 0; r < Rows; ++r) {
-        const std::int8_t* row = x + r * weight.num_columns + block * Group + step * 8;
-        sums[r] = _mm512_dpbusd_epi32(sums[r], low, _mm512_set1_epi32(four_codes(row)));
-        sums[r] = _mm512_dpbusd_epi32(sums[r], high, _mm512_set1_epi32(four_codes(row + 4)));
-      }
-    }
-    const F16 quarter = quarter_scales(panel, scale_bytes + block * 16);
-    for (int r = 0; r < Rows; ++r) {
-      acc[r] = add_block(acc[r], F16{_mm512_cvtepi32_ps(sums[r])}, quarter, x_scales[r * num_blocks + block]);
-    }
-  }
+template <int Rows>
+inline void add_parts(F16 (&part)[Rows], F16 (&acc)[Rows]) {
   for (int r = 0; r < Rows; ++r) {
-    store_partial(args.out + (first_row + r) * weight.num_rows + panel.first_output, acc[r], panel.num_lanes);
+    acc[r] = acc[r] + part[r];
+    part[r] = splat(0.0F);
   }
 }
 
-#elif defined(NYBBLE_ISA_AVX2)
+#if defined(NYBBLE_ISA_AVX2)
 
 constexpr int kTile = 4;
 
@@ -98,8 +60,8 @@ void tile(const W4A4Args& args, int64_t panel_index, int64_t first_row) {
       _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
   const __m256i nibble = _mm256_set1_epi8(15);
   const __m256i ones = _mm256_set1_epi16(1);
-  F16 acc[Rows];
-  for (int r = 0; r < Rows; ++r) acc[r] = splat(0.0F);
+  F16 acc[Rows], part[Rows];
+  for (int r = 0; r < Rows; ++r) acc[r] = part[r] = splat(0.0F);
   for (int64_t block = 0; block < num_blocks; ++block) {
     // 16-bit partial sums: at most 8 products pairs of 2 * 24 * 12 each, 4608.
     __m256i sums[Rows][2] = {};
@@ -125,8 +87,9 @@ void tile(const W4A4Args& args, int64_t panel_index, int64_t first_row) {
       const __m256i low = _mm256_add_epi32(bias, _mm256_madd_epi16(sums[r][0], ones));
       const __m256i high = _mm256_add_epi32(bias, _mm256_madd_epi16(sums[r][1], ones));
       const F16 sum = {_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)};
-      acc[r] = add_block(acc[r], sum, quarter, x_scales[r * num_blocks + block]);
+      part[r] = add_block(part[r], sum, quarter, x_scales[r * num_blocks + block]);
     }
+    if (ends_superblock<Group>(block, num_blocks)) add_parts(part, acc);
   }
   for (int r = 0; r < Rows; ++r) {
     store_partial(args.out + (first_row + r) * weight.num_rows + panel.first_output, acc[r], panel.num_lanes);
@@ -171,8 +134,8 @@ void tile(const W4A4Args& args, int64_t panel_index, int64_t first_row) {
   const std::uint8_t* codes = weight.data + static_cast<std::size_t>(panel_index) * weight.panel_bytes;
   const std::uint8_t* scale_bytes = codes + weight.scale_offset;
   const int64_t num_blocks = weight.num_columns / Group;
-  F16 acc[Rows];
-  for (int r = 0; r < Rows; ++r) acc[r] = splat(0.0F);
+  F16 acc[Rows], part[Rows];
+  for (int r = 0; r < Rows; ++r) acc[r] = part[r] = splat(0.0F);
   for (int64_t block = 0; block < num_blocks; ++block) {
     alignas(64) std::int16_t weights[Group / 8][2 * kStepLanes];
     for (int step = 0; step < Group / 8; ++step) {
@@ -191,8 +154,9 @@ void tile(const W4A4Args& args, int64_t panel_index, int64_t first_row) {
         const std::int16_t* four = sums + lane * 4;
         values[lane] = static_cast<float>(four[0] + four[1] + four[2] + four[3]);
       }
-      acc[r] = add_block(acc[r], load(values), quarter, args.scales[(first_row + r) * num_blocks + block]);
+      part[r] = add_block(part[r], load(values), quarter, args.scales[(first_row + r) * num_blocks + block]);
     }
+    if (ends_superblock<Group>(block, num_blocks)) add_parts(part, acc);
   }
   for (int r = 0; r < Rows; ++r) {
     store_partial(args.out + (first_row + r) * weight.num_rows + panel.first_output, acc[r], panel.num_lanes);

@@ -10,10 +10,36 @@ namespace nybble {
 const KernelTable* NYBBLE_JOIN(NYBBLE_ISA, _kernels)() {
   namespace isa = NYBBLE_ISA;
   static constexpr KernelTable kTable = {
-      NYBBLE_STRING(NYBBLE_ISA), isa::w4a4_biases,    isa::fp4_linear_w4a4, isa::fp4_linear_f32, isa::dense_linear,
-      isa::quantize_mxfp4,       isa::quantize_nvfp4, isa::rms_norm,        isa::rope,           isa::silu_mul,
-      isa::softmax_row,          isa::add_scaled,     isa::to_float32,      isa::kv_write,       isa::attention,
-      isa::limit_operations,     isa::read_memory,
+      .name = NYBBLE_STRING(NYBBLE_ISA),
+#if defined(NYBBLE_ISA_AVX512)
+      .w4a4_biases = nullptr,
+      .fp4_linear_w4a4 = nullptr,
+      .prepare_w4a4 = isa::prepare_w4a4,
+      .prepare_w4a16 = isa::prepare_w4a16,
+      .fp4_linear_integer = isa::fp4_linear_integer,
+      .fp4_linear_few_rows = isa::fp4_linear_few_rows,
+#else
+      .w4a4_biases = isa::w4a4_biases,
+      .fp4_linear_w4a4 = isa::fp4_linear_w4a4,
+      .prepare_w4a4 = nullptr,
+      .prepare_w4a16 = nullptr,
+      .fp4_linear_integer = nullptr,
+      .fp4_linear_few_rows = nullptr,
+#endif
+      .fp4_linear_f32 = isa::fp4_linear_f32,
+      .dense_linear = isa::dense_linear,
+      .quantize_mxfp4 = isa::quantize_mxfp4,
+      .quantize_nvfp4 = isa::quantize_nvfp4,
+      .rms_norm = isa::rms_norm,
+      .rope = isa::rope,
+      .silu_mul = isa::silu_mul,
+      .softmax_row = isa::softmax_row,
+      .add_scaled = isa::add_scaled,
+      .to_float32 = isa::to_float32,
+      .kv_write = isa::kv_write,
+      .attention = isa::attention,
+      .limit_operations = isa::limit_operations,
+      .read_memory = isa::read_memory,
   };
   return &kTable;
 }

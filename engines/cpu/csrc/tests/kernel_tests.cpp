@@ -63,9 +63,9 @@ struct Fp4Case {
   std::vector<std::uint8_t> packed, scales;
   Floats table;
 
-  Fp4Case(Index n, Index k, int g) : outputs(n), columns(k), group(g), table(256) {
+  Fp4Case(Index n, Index k, int g, int lowest = 100, int highest = 140) : outputs(n), columns(k), group(g), table(256) {
     packed = bytes(n * k / 2, 0, 255);
-    scales = bytes(n * (k / g), 100, 140);
+    scales = bytes(n * (k / g), lowest, highest);
     for (int i = 0; i < 256; ++i) table[static_cast<std::size_t>(i)] = std::ldexp(1.0F, i - 127);
   }
   int code(Index row, Index k) const {
@@ -86,6 +86,7 @@ Floats w4a4_reference(const Fp4Case& c, const std::vector<std::int8_t>& codes, c
   for (Index m = 0; m < rows; ++m) {
     for (Index n = 0; n < c.outputs; ++n) {
       float acc = 0.0F;
+      float part = 0.0F;
       for (Index b = 0; b < blocks; ++b) {
         int sum = 0;
         for (Index k = b * c.group; k < (b + 1) * c.group; ++k) {
@@ -93,7 +94,11 @@ Floats w4a4_reference(const Fp4Case& c, const std::vector<std::int8_t>& codes, c
         }
         const float product = (0.25F * c.scale(n, b)) * scales[static_cast<std::size_t>(m * blocks + b)];
         const float contribution = static_cast<float>(sum) * std::fmin(product, 3.40282347e+38F);
-        acc = acc + contribution;
+        part = part + contribution;
+        if ((b + 1) * c.group % nybble::kSuperblockColumns == 0 || b == blocks - 1) {
+          acc = acc + part;
+          part = 0.0F;
+        }
       }
       out.push_back(acc);
     }
@@ -130,11 +135,46 @@ void test_fp4_linear(Index rows, Index outputs, Index columns, int group) {
   }
   nybble::fp4_linear_f32(x.data(), weight, rows, out.data());
   check(close(out, want, 2e-2), "fp4_linear_f32 " + name);  // scales reach 2^13: sums of large terms cancel
+  nybble::fp4_linear_w4a16(x.data(), weight, rows, out.data());
+  check(close(out, want, 4.0), "fp4_linear_w4a16 " + name);
   Floats decoded(static_cast<std::size_t>(outputs * columns));
   weight.decode(decoded.data());
   nybble::dense_linear(x.data(), nybble::DenseWeight(decoded.data(), outputs, columns, nybble::ElementType::kFloat32),
                        rows, out.data());
   check(close(out, want, 2e-2), "dense_linear " + name);
+}
+
+// Scales near each other, as trained weights have them: superblocks share exponents.
+void test_shared_exponents(Index rows, Index outputs, Index columns, int spread) {
+  const std::string name = std::to_string(rows) + "x" + std::to_string(outputs) + "x" + std::to_string(columns);
+  const Fp4Case c(outputs, columns, 32, 120, 120 + spread);
+  const nybble::Fp4Weight weight = c.weight();
+  Floats x = normals(rows * columns);
+  for (std::size_t i = 0; i < x.size(); i += 7) x[i] *= i % 3 == 0 ? 40.0F : 1.0F;
+  std::vector<std::int8_t> codes(x.size());
+  Floats scales(static_cast<std::size_t>(rows * (columns / 32)));
+  nybble::quantize_mxfp4({x.data(), codes.data(), scales.data(), columns, 0.0F, false}, rows);
+  Floats out(static_cast<std::size_t>(rows * outputs), -1.0F);
+  nybble::fp4_linear_w4a4(codes.data(), scales.data(), weight, rows, out.data());
+  check(same_bits(out, w4a4_reference(c, codes, scales, rows)), "fp4_linear_w4a4, shared exponents " + name);
+  std::vector<double> want;
+  for (Index m = 0; m < rows; ++m) {
+    for (Index n = 0; n < outputs; ++n) {
+      double sum = 0.0;
+      for (Index k = 0; k < columns; ++k) {
+        sum += 0.5 * c.code(n, k) * c.scale(n, k / 32) * x[static_cast<std::size_t>(m * columns + k)];
+      }
+      want.push_back(sum);
+    }
+  }
+  nybble::fp4_linear_w4a16(x.data(), weight, rows, out.data());
+  check(close(out, want, 1e-3), "fp4_linear_w4a16, shared exponents " + name);
+  Floats alone(static_cast<std::size_t>(outputs));
+  for (Index m = 0; m < rows; ++m) {
+    nybble::fp4_linear_w4a16(x.data() + m * columns, weight, 1, alone.data());
+    check(std::memcmp(alone.data(), out.data() + m * outputs, alone.size() * sizeof(float)) == 0,
+          "fp4_linear_w4a16 alone " + name);
+  }
 }
 
 void test_half_types() {
@@ -274,6 +314,9 @@ void test_everything() {
   const Index shapes[][3] = {{1, 1, 32}, {3, 17, 96}, {7, 40, 160}, {9, 33, 288}, {33, 64, 64}};
   for (const auto& shape : shapes) {
     for (const int group : {16, 32}) test_fp4_linear(shape[0], shape[1], shape[2], group);
+  }
+  for (const auto& shape : shapes) {
+    for (const int spread : {0, 3, 5}) test_shared_exponents(shape[0], shape[1], shape[2], spread);
   }
   test_half_types();
   test_quantize_ties();

@@ -1,0 +1,153 @@
+"""FP4 linear layers of true sizes: GB/s and GFLOP/s, as shares of limits measured in the same run.
+
+    python -m benchmarks.kernels.linear --threads 2 --rows 1,8,512
+
+Weights rotate through copies larger than any cache, as in a model. Every case is timed call by call, the
+cases taking turns, and the best call counts: on a shared machine a neighbour can only slow a call down.
+`--clock cpu` divides the process's CPU time by the number of threads instead of taking wall time: on a busy
+machine it leaves out the time in which somebody else ran (not what that somebody did to caches and memory).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.cpu import kernels
+from engines.cpu.machine_limits import MachineLimits, measure_machine_limits
+from engines.fp4 import mxfp4, nvfp4
+
+_COLD_BYTES = 320 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One product, ready to be called again and again; each call uses the next copy of the weight."""
+
+    name: str
+    num_rows: int
+    num_bytes: int
+    num_operations: int
+    call: Callable[[], None]
+
+
+def random_weights(
+    layout: str, num_outputs: int, num_columns: int, num_copies: int, rng: np.random.Generator
+) -> list[kernels.Fp4Weight]:
+    """Copies of one random weight, scales as those of trained weights: exponents of two or three values."""
+    group_size = 32 if layout == "mxfp4" else 16
+    packed = rng.integers(0, 256, (num_outputs, num_columns // 2), np.uint8)
+    shape = (num_outputs, num_columns // group_size)
+    if layout == "mxfp4":
+        shard = kernels.Fp4Shard(packed, rng.integers(119, 122, shape, np.uint8), mxfp4.scale_table())
+    else:
+        table = nvfp4.scale_table("compressed-tensors", 937.0)
+        shard = kernels.Fp4Shard(packed, rng.integers(100, 126, shape, np.uint8), table)
+    return [kernels.Fp4Weight([shard], group_size) for _ in range(num_copies)]
+
+
+def linear_case(
+    layout: str, activations: str, num_rows: int, weights: list[kernels.Fp4Weight], rng: np.random.Generator
+) -> Case:
+    """`activations` is "fp4" (W4A4, quantizing included) or "bf16" (W4A16)."""
+    first = weights[0]
+    x = rng.standard_normal((num_rows, first.num_columns)).astype(np.float32)
+    out = np.empty((num_rows, first.num_rows), np.float32)
+    turn = iter(range(1 << 62))
+
+    def weight() -> kernels.Fp4Weight:
+        return weights[next(turn) % len(weights)]
+
+    if activations == "bf16":
+
+        def call() -> None:
+            kernels.fp4_linear_w4a16(x, weight(), out)
+    else:
+        codes, scales = quantized(layout, x, first.group_size)
+
+        def call() -> None:
+            kernels.fp4_linear_w4a4(codes, scales, weight(), out)
+
+    operations = 2 * num_rows * first.num_rows * first.num_columns
+    return Case(f"{layout} {activations}", num_rows, first.num_bytes, operations, call)
+
+
+def quantized(
+    layout: str, x: NDArray[np.float32], group_size: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    codes = np.empty(x.shape, np.int8)
+    scales = np.empty((x.shape[0], x.shape[1] // group_size), np.float32)
+    if layout == "mxfp4":
+        kernels.quantize_mxfp4(x, codes, scales)
+    else:
+        kernels.quantize_nvfp4(x, 300.0, False, codes, scales)
+    return codes, scales
+
+
+def best_seconds(cases: list[Case], seconds_per_case: float, clock: Callable[[], float]) -> list[float]:
+    """The best call of each case, the cases taking turns."""
+    best = [float("inf")] * len(cases)
+    spent = [0.0] * len(cases)
+    while min(spent) < seconds_per_case:
+        for i, case in enumerate(cases):
+            started = clock()
+            case.call()
+            elapsed = clock() - started
+            best[i] = min(best[i], elapsed)
+            spent[i] += elapsed
+    return best
+
+
+def report(cases: list[Case], best: list[float], limits: MachineLimits) -> None:
+    print(f"{'case':12} {'rows':>5} {'ms':>9} {'GB/s':>7} {'of read':>8} {'GFLOP/s':>8} {'of int8':>8}")
+    peak = limits.int8_dot_operations_per_second or limits.float32_fma_operations_per_second
+    for case, seconds in zip(cases, best, strict=True):
+        read = case.num_bytes / seconds
+        rate = case.num_operations / seconds
+        print(
+            f"{case.name:12} {case.num_rows:5} {seconds * 1e3:9.3f} {read / 1e9:7.2f} "
+            f"{read / limits.read_bytes_per_second:8.0%} {rate / 1e9:8.1f} {rate / peak:8.0%}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=kernels.num_threads())
+    parser.add_argument("--rows", default="1,2,4,8,16,32,64,512")
+    parser.add_argument("--outputs", type=int, default=14336)
+    parser.add_argument("--columns", type=int, default=4096)
+    parser.add_argument("--layouts", default="mxfp4,nvfp4")
+    parser.add_argument("--activations", default="fp4,bf16")
+    parser.add_argument("--seconds", type=float, default=0.5, help="per case")
+    parser.add_argument("--copies", type=int, help="of each weight; 1 and a small weight: all in cache")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    arguments = parser.parse_args()
+    kernels.set_num_threads(arguments.threads)
+    rng = np.random.default_rng(1)
+    limits = measure_machine_limits(arguments.threads)
+    print(
+        f"{limits.isa}, {limits.num_threads} threads: read {limits.read_bytes_per_second / 1e9:.1f} GB/s, "
+        f"FP32 FMA {limits.float32_fma_operations_per_second / 1e9:.0f} GFLOP/s, "
+        f"int8 dot {(limits.int8_dot_operations_per_second or 0) / 1e9:.0f} GOP/s"
+    )
+    cases = []
+    num_copies = arguments.copies or 1 + _COLD_BYTES * 2 // (arguments.outputs * arguments.columns)
+    for layout in arguments.layouts.split(","):
+        weights = random_weights(layout, arguments.outputs, arguments.columns, num_copies, rng)
+        for activations in arguments.activations.split(","):
+            for num_rows in map(int, arguments.rows.split(",")):
+                cases.append(linear_case(layout, activations, num_rows, weights, rng))
+    num_threads = arguments.threads
+    clock = time.perf_counter if arguments.clock == "wall" else lambda: time.process_time() / num_threads
+    report(cases, best_seconds(cases, arguments.seconds, clock), limits)
+
+
+if __name__ == "__main__":
+    main()

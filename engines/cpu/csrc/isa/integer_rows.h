@@ -1,0 +1,30 @@
+#pragma once
+// Superblocks of 128 columns, and when their blocks may share one exponent.
+//
+// Inside a superblock the blocks' contributions are summed first, then the superblock's sum is added to the output's:
+//   part = part + float(sum_b) * min((0.25f * w_scale) * a_scale, FLT_MAX)    for its blocks b in ascending order
+//   acc  = acc + part
+// With scales that are powers of two (MXFP4), E2M1 codes times two need 5 of an int8's 8 bits. Where the weight's block
+// exponents inside the superblock differ by at most 3, and the activation's too, codes shifted left by the difference
+// share the lowest exponents ew and ea, and one integer dot product S runs over all 128 columns:
+//   |S| <= 128 * (12 * 8) * (12 * 8) < 2^21,    part = S * 2^(ew + ea - 2) exactly,
+// because every partial sum of the formula above is an integer below 2^24 times that power of two, which float32 holds
+// as long as nothing under- or overflows: exponents within [-kMaxExponent, kMaxExponent] see to that. So
+// acc = fma(S, 2^(ew + ea - 2), acc) has the bits of the formula.
+
+#include "kernels.h"
+
+namespace nybble::NYBBLE_ISA {
+
+constexpr int kMaxShift = 3;
+constexpr int kMaxExponent = 50;
+constexpr int kLowestScaleByte = 127 - kMaxExponent;
+constexpr int kHighestScaleByte = 127 + kMaxExponent;
+constexpr int kSharedBias = 96;  // 12 << kMaxShift: makes shifted weight codes unsigned, [0, 192]
+constexpr int kBlockBias = 12;   // makes doubled weight codes unsigned, [0, 24]
+
+inline int64_t superblock_columns(int64_t num_columns, int64_t superblock) {
+  return min64(kSuperblockColumns, num_columns - superblock * kSuperblockColumns);
+}
+
+}  // namespace nybble::NYBBLE_ISA

@@ -1,0 +1,97 @@
+#pragma once
+// Reading a packed panel with AVX-512: unpacking, scales, prefetching. Shared by the integer kernels.
+
+#include "integer_rows.h"
+
+namespace nybble::NYBBLE_ISA {
+
+constexpr int64_t kPrefetchBytes = 3072;  // ahead in the packed weights
+
+/// One superblock of one panel.
+struct PanelSource {
+  const std::uint8_t* codes;
+  const std::uint8_t* scales;  // [blocks][16]
+  const Fp4Panel* panel;
+};
+
+inline PanelSource panel_source(const Fp4View& weight, int64_t panel, int64_t superblock) {
+  const std::uint8_t* data = weight.data + static_cast<std::size_t>(panel) * weight.panel_bytes;
+  const int64_t column = superblock * kSuperblockColumns;
+  return {data + column * 8, data + weight.scale_offset + column / weight.group_size * 16, weight.panels + panel};
+}
+
+inline __m512i low_nibbles(__m512i raw) { return _mm512_and_si512(raw, _mm512_set1_epi8(15)); }
+
+inline void prefetch_ahead(const std::uint8_t* codes) { __builtin_prefetch(codes + kPrefetchBytes, 0, 3); }
+
+/// Doubled codes plus 12, by code, in each 16 bytes.
+inline __m512i biased_codes() {
+  return _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+}
+
+inline __mmask16 lane_mask(const Fp4Panel& panel) { return static_cast<__mmask16>((1U << panel.num_lanes) - 1U); }
+
+/// Scale bytes of a panel's superblock share one exponent when every lane's differ by at most kMaxShift. Lanes that pad
+/// the panel count as lanes of exponent 0.
+inline bool share_exponent(const PanelSource& source, int num_blocks, __m128i* lowest) {
+  if (!source.panel->power_of_two_scales) return false;
+  const __mmask16 lanes = lane_mask(*source.panel);
+  const __m128i one = _mm_set1_epi8(127);
+  __m128i low = _mm_set1_epi8(static_cast<char>(0xff)), high = _mm_setzero_si128();
+  for (int b = 0; b < num_blocks; ++b) {
+    const __m128i bytes = _mm_mask_loadu_epi8(one, lanes, source.scales + b * 16);
+    low = _mm_min_epu8(low, bytes);
+    high = _mm_max_epu8(high, bytes);
+  }
+  *lowest = low;
+  const __mmask16 far = _mm_cmpgt_epu8_mask(_mm_sub_epi8(high, low), _mm_set1_epi8(kMaxShift));
+  const __mmask16 under = _mm_cmplt_epu8_mask(low, _mm_set1_epi8(kLowestScaleByte));
+  const __mmask16 over = _mm_cmpgt_epu8_mask(high, _mm_set1_epi8(static_cast<char>(kHighestScaleByte)));
+  return (far | under | over) == 0;
+}
+
+/// By how much each lane's codes of a block are shifted.
+inline __m512i lane_shifts(const PanelSource& source, int block, __m128i lowest) {
+  const __m128i bytes = _mm_mask_loadu_epi8(lowest, lane_mask(*source.panel), source.scales + block * 16);
+  return _mm512_cvtepu8_epi32(_mm_sub_epi8(bytes, lowest));
+}
+
+/// 0.25 * 2^(byte - 127) for exponents that may be shared.
+inline F16 quarter_of_exponent(__m128i bytes) {
+  return {
+      _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(2)), 23))};
+}
+
+/// Quarter scales of a block. E4M3 times one factor is a table of mantissas and an exponent to add; anything else is
+/// looked up whole.
+inline F16 quarter_scales(const PanelSource& source, int block) {
+  const __m512i bytes =
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source.scales + block * 16)));
+  if (!source.panel->e4m3_scales) return {_mm512_i32gather_ps(bytes, source.panel->quarter_table, 4)};
+  // Bytes below 16 (exponent fields 0 and 1) are entries as they stand; above, entry 8 + mantissa and an exponent.
+  const __m512i entries = _mm512_loadu_si512(source.panel->quarter_table);
+  const __m512i exponent = _mm512_max_epi32(_mm512_srli_epi32(bytes, 3), _mm512_set1_epi32(1));
+  const __mmask16 above = _mm512_cmpgt_epi32_mask(bytes, _mm512_set1_epi32(15));
+  const __m512i index = _mm512_mask_or_epi32(bytes, above, bytes, _mm512_set1_epi32(8));  // low four bits count
+  const __m512i steps = _mm512_slli_epi32(_mm512_sub_epi32(exponent, _mm512_set1_epi32(1)), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_permutexvar_epi32(index, entries), steps))};
+}
+
+/// acc += dot products of four unsigned by four signed bytes. As an instruction, not an intrinsic: GCC 12 moves the
+/// accumulators of a large tile from register to register and to the stack around the intrinsic, at half the speed.
+inline void dot_product(__m512i& acc, __m512i weights, __m512i x) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(x));
+}
+
+typedef std::int32_t FourCodes __attribute__((may_alias));
+
+/// The same with four activation codes from memory for all lanes.
+inline void dot_product(__m512i& acc, __m512i weights, const std::int8_t* codes) {
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(weights), "m"(*reinterpret_cast<const FourCodes*>(codes)));
+}
+
+inline __m512i four_columns(const std::int8_t* codes) {
+  return _mm512_set1_epi32(*reinterpret_cast<const FourCodes*>(codes));
+}
+
+}  // namespace nybble::NYBBLE_ISA
