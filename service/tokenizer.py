@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from engines.fast_tokenizer import TokenizerUnusable, load_fast_tokenizer
 from service.detokenizer import IncrementalDetokenizer
 from service.token_pieces import TokenPieces, UnsupportedDecoder, token_pieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
-
-_MAX_FILE_BYTES = 256 * 1024 * 1024
 
 
 class TokenizerError(Exception):
@@ -53,35 +51,10 @@ class Tokenizer:
 
         Raises TokenizerError.
         """
-        path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise TokenizerError(
-                f"no tokenizer.json in {directory}; a checkpoint to be served needs one (save the model's "
-                "tokenizer there with transformers' save_pretrained)"
-            )
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise TokenizerError(
-                f"{path} has {path.stat().st_size} bytes; expected at most {_MAX_FILE_BYTES}"
-            )
-        # transformers prints an advisory about PyTorch on import; this is its own switch for that.
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import AutoTokenizer
-
         try:
-            hf_tokenizer = AutoTokenizer.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False, use_fast=True
-            )
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        # Whatever the files hold, the answer is one kind of error; a Rust panic comes as a BaseException.
-        except BaseException as error:
-            raise TokenizerError(f"cannot load the tokenizer in {directory}: {_one_line(error)}") from error
-        if not getattr(hf_tokenizer, "is_fast", False):
-            raise TokenizerError(
-                f"the tokenizer in {directory} is a {type(hf_tokenizer).__name__}, which has no fast form; "
-                "expected one described by tokenizer.json"
-            )
-        return cls(hf_tokenizer)
+            return cls(load_fast_tokenizer(directory))
+        except TokenizerUnusable as error:
+            raise TokenizerError(str(error)) from error
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """The ids of `text`; `add_special_tokens` adds what the tokenizer adds around a text (BOS)."""
@@ -205,8 +178,3 @@ class _WholeTexts(dict[int, "str | None"]):
 
 def _optional_int(value: Any) -> int | None:
     return None if value is None else int(value)
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500]}"

@@ -12,8 +12,8 @@ from typing import Any
 
 from engines.checkpoint.json_file import require_regular_file
 from engines.errors import CheckpointError, InvalidRequest, MalformedCheckpoint
+from engines.fast_tokenizer import TOKENIZER_FILE, TokenizerUnusable, load_fast_tokenizer
 
-TOKENIZER_FILE = "tokenizer.json"
 _FIELDS = ("text", "messages", "input_ids")
 _TEXT_LIMIT_BYTES = 1024**3
 
@@ -219,26 +219,12 @@ def _with_source(source: str, encode: Callable[[Any], tuple[int, ...]], value: A
 
 
 def _load_tokenizer(directory: Path) -> Any:
-    if not (directory / TOKENIZER_FILE).is_file():
-        raise MalformedCheckpoint(
-            f"{directory}: has no tokenizer.json, which text and messages need; add the model's tokenizer "
-            "files, or use JSON lines with input_ids"
-        )
-    # transformers prints an advisory about PyTorch on import; this is its own switch for that.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False, use_fast=True
-        )
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    # Whatever the files hold, the answer is one kind of error; a Rust panic comes as a BaseException.
-    except BaseException as error:
-        raise MalformedCheckpoint(f"{directory}: cannot load the tokenizer: {_one_line(error)}") from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise MalformedCheckpoint(f"{directory}: the tokenizer has no fast form; expected a tokenizer.json")
+        tokenizer = load_fast_tokenizer(directory)
+    except TokenizerUnusable as error:
+        raise MalformedCheckpoint(
+            f"{directory}: {error}; add the model's tokenizer files, or use JSON lines with input_ids"
+        ) from error
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer

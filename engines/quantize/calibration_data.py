@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from engines.fast_tokenizer import TokenizerUnusable, load_fast_tokenizer
 from engines.quantize.errors import CalibrationError
 from engines.quantize.options import CalibrationOptions
 
@@ -115,14 +116,10 @@ class _Tokenizers:
 
     @cached_property
     def _encode_messages(self) -> Callable[[Any], list[int]]:
-        from transformers import AutoTokenizer  # slow to import, and only chat samples need it
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(self._directory), local_files_only=True)
-        except Exception as error:  # whatever its many back ends raise
-            raise CalibrationError(
-                f"{self._directory}: the tokenizer cannot be loaded ({error}); give samples as input_ids"
-            ) from None
+            tokenizer = load_fast_tokenizer(self._directory)
+        except TokenizerUnusable as error:
+            raise CalibrationError(f"{error}; give samples as input_ids") from None
         if not tokenizer.chat_template:
             raise CalibrationError(
                 f"{self._directory}: has no chat template, and messages need one; "
