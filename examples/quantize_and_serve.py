@@ -3,7 +3,7 @@
     python examples/quantize_and_serve.py SOURCE DESTINATION CALIBRATION.jsonl
 
 SOURCE is a Hugging Face folder of a Mistral, Mixtral or Llama; tests/golden/base-mistral is a tiny one.
-CALIBRATION has lines like {"text": "..."}: NVFP4 stores the range of each layer's inputs, found by running them.
+CALIBRATION has lines like {"text": "..."}, from which the range of each layer's inputs is found.
 """
 
 from __future__ import annotations

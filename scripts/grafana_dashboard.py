@@ -99,7 +99,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Answers by status",
             "reqps",
-            {"{{status}}": _rate("nybble_http_requests_total", "status", ', route=~"/v1/.*"')},
+            {"{{status}}": _rate("nybble_http_requests_total", "status", ', route!~"/health/.*|/metrics"')},
             stacked=True,
         ),
         Panel(
