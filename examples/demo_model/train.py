@@ -13,6 +13,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -161,6 +162,11 @@ def _wanted_steps(steps_file: Path, steps: int, step: int) -> int:
     return wanted if (1 - FALLING_SHARE) * wanted >= step else steps
 
 
+def _record_of(start: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((start / "training.json").read_text(encoding="utf-8"))
+    return record
+
+
 def _save(run: Run, model: LanguageModel, step: int, steps: int, loss: float, seconds: float) -> None:
     tensors = {name: tensor.detach().to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     aside = run.directory / "model.safetensors.part"
@@ -170,7 +176,7 @@ def _save(run: Run, model: LanguageModel, step: int, steps: int, loss: float, se
         "kind": run.kind,
         "seed": run.seed,
         "rate": run.rate,
-        "continued": run.start is not None,
+        "continues": None if run.start is None else _record_of(run.start),
         "step": step,
         "steps": steps,
         "tokens_per_step": run.tokens_per_step,
