@@ -1,0 +1,1 @@
+"""What scheduling does for the CPU engine's users: streams beside long prompts, shared prefixes, idleness."""

@@ -1,0 +1,176 @@
+"""Measure the scheduler's promises: `python -m benchmarks.engine.scheduling --shape 0.2b --out FILE`.
+
+- The inter-token latency of running streams, alone and while a prompt of 4,000 tokens is prefilled.
+- The time to first token of a second request with the same prefix of 2,000 tokens, beside the first's.
+- The processor time of an engine that has nothing to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.models.random_checkpoint import make_random_checkpoint
+from benchmarks.models.shapes import SHAPES
+from engines.base import Engine, EngineOptions
+from engines.registry import create_engine
+from engines.request import GenerationRequest, SamplingParams
+
+LONG_PROMPT_TOKENS = 4000
+PREFIX_TOKENS = 2000
+NUM_STREAMS = 2
+UNDER_WAY_TOKENS = 32
+IDLE_SECONDS = 10.0
+
+
+class Bench:
+    """Runs requests of random tokens on a started engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._random = np.random.default_rng(0)
+        self._num_requests = 0
+
+    def prompt(self, num_tokens: int) -> tuple[int, ...]:
+        """A prompt that has not been used before."""
+        return tuple(map(int, self._random.integers(3, self._engine.info.vocab_size, num_tokens)))
+
+    async def arrivals(self, prompt: tuple[int, ...], max_tokens: int) -> list[float]:
+        """When each token came; the first entry is the moment of submission."""
+        return [time.perf_counter(), *[moment async for moment in self.tokens(prompt, max_tokens)]]
+
+    async def tokens(self, prompt: tuple[int, ...], max_tokens: int) -> AsyncIterator[float]:
+        """The moment of each token, as it comes."""
+        self._num_requests += 1
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        request = GenerationRequest(f"bench-{self._num_requests}", prompt, sampling)
+        async for output in self._engine.generate(request):
+            moment = time.perf_counter()
+            for _ in output.token_ids:
+                yield moment
+
+    async def beside_a_long_prompt(self) -> dict[str, float]:
+        """Gaps between the tokens of running streams, before and while a long prompt comes in."""
+        streams = [Stream(self) for _ in range(NUM_STREAMS)]
+        for stream in streams:
+            await stream.is_under_way.wait()
+        before = time.perf_counter()
+        moments = await self.arrivals(self.prompt(LONG_PROMPT_TOKENS), 1)
+        for stream in streams:
+            await stream.stop()
+        idle = sorted(gap for stream in streams for gap in stream.gaps(0.0, before))
+        beside = sorted(gap for stream in streams for gap in stream.gaps(before, moments[-1]))
+        return {
+            "idle_p50_seconds": statistics.median(idle),
+            "beside_p50_seconds": statistics.median(beside),
+            "beside_p99_seconds": beside[int(0.99 * (len(beside) - 1))],
+            "stretch_p50": statistics.median(beside) / statistics.median(idle),
+            "stretch_p99": beside[int(0.99 * (len(beside) - 1))] / statistics.median(idle),
+            "long_prompt_tokens_per_second": LONG_PROMPT_TOKENS / (moments[-1] - moments[0]),
+        }
+
+    async def shared_prefix(self) -> dict[str, float]:
+        """Time to first token of a prompt, and of another with the same beginning."""
+        prefix = self.prompt(PREFIX_TOKENS)
+        first, second = [await self.arrivals(prefix + self.prompt(20), 1) for _ in range(2)]
+        return {
+            "first_seconds": first[1] - first[0],
+            "second_seconds": second[1] - second[0],
+            "share": (second[1] - second[0]) / (first[1] - first[0]),
+        }
+
+
+class Stream:
+    """An endless stream in the background, and when its tokens came; `is_under_way` after the first few."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.is_under_way = asyncio.Event()
+        self._moments: list[float] = []
+        self._task = asyncio.create_task(self._run(bench))
+
+    async def _run(self, bench: Bench) -> None:
+        async for moment in bench.tokens(bench.prompt(16), 100_000):
+            self._moments.append(moment)
+            if len(self._moments) == UNDER_WAY_TOKENS:
+                self.is_under_way.set()
+
+    async def stop(self) -> None:
+        """Hang up."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def gaps(self, start: float, end: float) -> list[float]:
+        """Gaps between tokens of which the later came within those moments."""
+        return [after - before for before, after in pairwise(self._moments) if start < after <= end]
+
+
+async def idle_share(seconds: float) -> float:
+    """Processor time of this process over the clock's while nobody asks anything."""
+    started, used = time.perf_counter(), time.process_time()
+    await asyncio.sleep(seconds)
+    return (time.process_time() - used) / (time.perf_counter() - started)
+
+
+async def measure(options: EngineOptions) -> dict[str, object]:
+    """All three, on an engine of its own."""
+    engine = create_engine("cpu", options)
+    try:
+        await engine.start()
+        bench = Bench(engine)
+        await bench.arrivals(bench.prompt(600), 16)  # warm-up
+        return {
+            "beside_a_long_prompt": await bench.beside_a_long_prompt(),
+            "shared_prefix": await bench.shared_prefix(),
+            "idle_share_of_a_core": await idle_share(IDLE_SECONDS),
+        }
+    finally:
+        await engine.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine.scheduling", description=__doc__)
+    parser.add_argument("--shape", choices=("0.2b", "1b", "7b", "moe"), default="0.2b")
+    parser.add_argument("--stretch", type=float, default=EngineOptions().max_step_stretch)
+    parser.add_argument("--out", type=Path, help="write a JSON record")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "model"
+        make_random_checkpoint(checkpoint, SHAPES[options.shape], "mxfp4", "compressed-tensors")
+        engine_options = EngineOptions(
+            checkpoint, max_model_len=8192, speculation="off", max_step_stretch=options.stretch
+        )
+        result = asyncio.run(measure(engine_options))
+    record = {
+        "command": "python -m benchmarks.engine.scheduling " + " ".join(arguments or sys.argv[1:]),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load_average": os.getloadavg()[0],
+        "shape": options.shape,
+        **result,
+    }
+    text = json.dumps(record, indent=2)
+    print(text)
+    if options.out is not None:
+        aside = options.out.with_name(f".{options.out.name}.partial")
+        aside.write_text(text + "\n", encoding="utf-8")
+        aside.replace(options.out)
+
+
+if __name__ == "__main__":
+    main()
