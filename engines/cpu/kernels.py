@@ -28,7 +28,7 @@ _CACHE_DTYPES = (_FLOAT32, np.dtype(np.uint16))
 
 
 def isa_name() -> str:
-    """Instruction set in use: "plain", "avx2" or "avx512". NYBBLE_CPU_ISA or `set_isa` choose one."""
+    """Instruction set in use: "plain", "avx2", "avx512" or "amx". NYBBLE_CPU_ISA or `set_isa` choose one."""
     return _kernels.isa_name()
 
 
@@ -40,6 +40,11 @@ def available_isas() -> list[str]:
 def set_isa(name: str) -> None:
     """Use the instruction set `name` from the next kernel on; ValueError lists the choices."""
     _kernels.set_isa(name)
+
+
+def amx_status() -> str:
+    """Whether AMX is "usable", or why not: the build, the processor, the operating system, its self-check."""
+    return _kernels.amx_status()
 
 
 def num_threads() -> int:

@@ -6,6 +6,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "amx_support.h"
 #include "isa.h"
 #include "machine_limits.h"
 #include "ops.h"
@@ -237,6 +238,7 @@ NB_MODULE(_kernels, m) {
   m.def("isa_name", [] { return std::string(nybble::kernels().name); });
   m.def("available_isas", &nybble::available_isas);
   m.def("set_isa", &nybble::set_isa, "name"_a);
+  m.def("amx_status", [] { return nybble::amx_status(); });
   m.def("num_threads", &nybble::num_threads);
   m.def("set_num_threads", &nybble::set_num_threads, "count"_a);
   m.def("num_physical_cores", &nybble::num_physical_cores);

@@ -1,5 +1,7 @@
 #include "isa.h"
 
+#include "amx_support.h"
+
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
@@ -28,13 +30,18 @@ bool processor_has_avx512() {
 
 std::vector<const KernelTable*> available_tables() {
   std::vector<const KernelTable*> tables;
-  if (processor_has_avx512() && avx512_kernels() != nullptr) tables.push_back(avx512_kernels());
+  if (processor_has_avx512() && avx512_kernels() != nullptr) {
+    if (amx_status() == "usable") tables.push_back(amx_kernels());
+    tables.push_back(avx512_kernels());
+  }
   if (processor_has_avx2() && avx2_kernels() != nullptr) tables.push_back(avx2_kernels());
   tables.push_back(plain_kernels());
   return tables;
 }
 
 const KernelTable* find_table(const std::string& name) {
+  const KernelTable* emulated = amx_emulated_kernels();
+  if (emulated != nullptr && name == emulated->name && processor_has_avx512()) return emulated;
   std::string choices;
   for (const KernelTable* table : available_tables()) {
     if (name == table->name) return table;

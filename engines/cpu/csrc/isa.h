@@ -14,7 +14,8 @@ const KernelTable& kernels();
 /// Names this build and processor can run, best first.
 std::vector<std::string> available_isas();
 
-/// Throws std::invalid_argument naming the choices.
+/// Throws std::invalid_argument naming the choices. Beside them, "amx-emulated" is the AMX kernels on tiles in
+/// software, for tests, wherever AVX-512 is.
 void set_isa(const std::string& name);
 
 }  // namespace nybble

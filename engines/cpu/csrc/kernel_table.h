@@ -194,5 +194,7 @@ struct KernelTable {
 const KernelTable* plain_kernels();
 const KernelTable* avx2_kernels();
 const KernelTable* avx512_kernels();
+const KernelTable* amx_kernels();           // AVX-512's, with the integer products on AMX tiles
+const KernelTable* amx_emulated_kernels();  // the same on emulated tiles, for tests
 
 }  // namespace nybble

@@ -30,6 +30,8 @@ double linear_cost(std::int64_t num_rows, std::int64_t num_columns) {
   return 1.0 * static_cast<double>(num_columns) * (1.0 + static_cast<double>(num_rows));
 }
 
+constexpr std::int64_t kTileRows = 32;  // a tile kernel reads whole tiles, past the last row as well
+
 /// Room for the activations of one integer product, kept by the calling thread between calls.
 class IntegerWorkspace {
  public:
@@ -37,7 +39,7 @@ class IntegerWorkspace {
     num_slots_ = num_rows * ((num_columns + kSuperblockColumns - 1) / kSuperblockColumns);
     const std::int64_t num_blocks = num_rows * (num_columns / group_size);
     // In the order of IntegerRows.
-    const std::int64_t sizes[] = {num_slots_ * num_parts * kSuperblockColumns,
+    const std::int64_t sizes[] = {(num_slots_ + kTileRows) * num_parts * kSuperblockColumns,
                                   num_slots_ * 4,
                                   num_slots_ * 4,
                                   num_slots_,
@@ -92,7 +94,11 @@ void run_integer(const KernelTable& table, const IntegerArgs& args) {
 
 void fp4_linear_w4a4(const std::int8_t* codes, const float* scales, const Fp4Weight& weight, std::int64_t num_rows,
                      float* out) {
-  const KernelTable& table = kernels();
+  fp4_linear_w4a4(kernels(), codes, scales, weight, num_rows, out);
+}
+
+void fp4_linear_w4a4(const KernelTable& table, const std::int8_t* codes, const float* scales, const Fp4Weight& weight,
+                     std::int64_t num_rows, float* out) {
   if (num_rows == 0) return;
   if (table.fp4_linear_integer != nullptr) {
     IntegerWorkspace& workspace = integer_workspace();
@@ -113,7 +119,11 @@ void fp4_linear_w4a4(const std::int8_t* codes, const float* scales, const Fp4Wei
 }
 
 void fp4_linear_w4a16(const float* x, const Fp4Weight& weight, std::int64_t num_rows, float* out) {
-  const KernelTable& table = kernels();
+  fp4_linear_w4a16(kernels(), x, weight, num_rows, out);
+}
+
+void fp4_linear_w4a16(const KernelTable& table, const float* x, const Fp4Weight& weight, std::int64_t num_rows,
+                      float* out) {
   if (num_rows == 0) return;
   if (table.fp4_linear_integer == nullptr) return fp4_linear_f32(x, weight, num_rows, out);
   const IntegerRows rows = integer_workspace().rows(num_rows, weight.num_columns(), weight.group_size(), 2);

@@ -8,10 +8,15 @@
 
 namespace nybble {
 
+/// Both with the table in use, or with one that is given (to compare two).
 void fp4_linear_w4a4(const std::int8_t* codes, const float* scales, const Fp4Weight& weight, std::int64_t num_rows,
                      float* out);
+void fp4_linear_w4a4(const KernelTable& table, const std::int8_t* codes, const float* scales, const Fp4Weight& weight,
+                     std::int64_t num_rows, float* out);
 /// Activations as 16-bit integers per 128 columns where the instruction set has integer products, else float32.
 void fp4_linear_w4a16(const float* x, const Fp4Weight& weight, std::int64_t num_rows, float* out);
+void fp4_linear_w4a16(const KernelTable& table, const float* x, const Fp4Weight& weight, std::int64_t num_rows,
+                      float* out);
 void fp4_linear_f32(const float* x, const Fp4Weight& weight, std::int64_t num_rows, float* out);
 void dense_linear(const float* x, const DenseWeight& weight, std::int64_t num_rows, float* out);
 

@@ -15,8 +15,12 @@ from numpy.typing import NDArray
 
 from engines.cpu import kernels
 
+ISAS = kernels.available_isas()
+if "avx512" in ISAS:
+    ISAS.append("amx-emulated")  # the AMX kernels, on tiles in software
 
-@pytest.fixture(params=kernels.available_isas())
+
+@pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     before = kernels.isa_name()
     kernels.set_isa(request.param)

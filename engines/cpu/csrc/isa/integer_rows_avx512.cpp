@@ -54,6 +54,11 @@ inline void shift_block(const std::int8_t* codes, int shift, std::int8_t* out) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), kept);
 }
 
+/// Columns past the last count as zeros: a tile of 64 columns reads them.
+inline void clear_rest(std::int8_t* codes, int64_t columns) {
+  std::memset(codes + columns, 0, static_cast<std::size_t>(kSuperblockColumns - columns));
+}
+
 void prepare_shared(const W4A4Args& args, const IntegerRows& rows, int64_t row, int64_t superblock) {
   const int64_t num_columns = args.weight.num_columns;
   const int64_t num_blocks = num_columns / 32;
@@ -81,6 +86,7 @@ void prepare_shared(const W4A4Args& args, const IntegerRows& rows, int64_t row, 
       std::memset(out + b * 32, 0, 32);
     }
   }
+  clear_rest(out, count * 32);
   rows.biases[slot] = shared.regular ? bias : 0;
   rows.scales[slot] = shared.regular ? bits_to_float(static_cast<std::uint32_t>(shared.lowest) << 23) : 0.0F;
 }
@@ -162,6 +168,8 @@ void prepare_w4a16(const Fp4F32Args& args, const IntegerRows& rows, int64_t row_
       std::int8_t* low = high + kSuperblockColumns;
       split_superblock(args.x + row * num_columns + superblock * kSuperblockColumns, columns, high, low,
                        rows.scales + slot);
+      clear_rest(high, columns);
+      clear_rest(low, columns);
       std::int32_t total = 0;
       const int64_t block = row * (num_columns / group) + superblock * (kSuperblockColumns / group);
       for (int64_t b = 0; b < columns / group; ++b) {

@@ -13,6 +13,9 @@ void prepare_w4a4(const W4A4Args& args, const IntegerRows& rows, int64_t row_beg
 void prepare_w4a16(const Fp4F32Args& args, const IntegerRows& rows, int64_t row_begin, int64_t row_end);
 void fp4_linear_few_rows(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
 void fp4_linear_integer(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
+void fp4_linear_amx(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
+void fp4_linear_amx_emulated(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
+double limit_operations_amx(LimitKind kind, int64_t iterations);
 void fp4_linear_f32(const Fp4F32Args& args, int64_t panel_begin, int64_t panel_end);
 void dense_linear(const DenseArgs& args, int64_t panel_begin, int64_t panel_end);
 void quantize_mxfp4(const QuantizeArgs& args, int64_t row_begin, int64_t row_end);

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "amx_support.h"
 #include "isa.h"
 #include "ops.h"
 #include "thread_pool.h"
@@ -338,7 +339,13 @@ void test_everything() {
 }  // namespace
 
 int main() {
-  for (const std::string& isa : nybble::available_isas()) {
+  std::vector<std::string> isas = nybble::available_isas();
+  if (std::find(isas.begin(), isas.end(), "avx512") != isas.end()) {
+    isas.emplace_back("amx-emulated");
+    check(nybble::passes_self_check(*nybble::amx_emulated_kernels()), "self-check of the AMX kernels");
+  }
+  std::printf("AMX: %s\n", nybble::amx_status().c_str());
+  for (const std::string& isa : isas) {
     nybble::set_isa(isa);
     for (const int threads : {1, 3}) {
       nybble::set_num_threads(threads);

@@ -1,0 +1,93 @@
+#pragma once
+// Tile registers in software, operation by operation as Intel's manual (Instruction Set Reference: LDTILECFG,
+// TILELOADD, TILESTORED, TILEZERO, TDPBSSD) describes them, with its fault conditions as a trap. It lets the AMX
+// kernels be tested bit for bit on processors without AMX. Each thread has its own registers, as in hardware.
+
+#include "amx_tiles.h"
+
+namespace nybble::NYBBLE_ISA {
+
+namespace {
+
+struct TileRegisters {
+  bool configured = false;
+  TileConfig config;
+  std::uint8_t data[8][16][64];
+};
+
+thread_local TileRegisters t_tiles;
+
+/// #UD or #GP on hardware: the kernel is wrong, and must not go on.
+inline void fault_unless(bool holds) {
+  if (!holds) __builtin_trap();
+}
+
+struct EmulatedTileInstructions {
+  static void configure(const TileConfig& config) {
+    fault_unless(config.palette == 1 && config.start_row == 0);
+    for (int tile = 0; tile < 16; ++tile) {
+      const bool used = config.rows[tile] != 0 && config.row_bytes[tile] != 0;
+      fault_unless(tile < 8 || (config.rows[tile] == 0 && config.row_bytes[tile] == 0));
+      fault_unless(used || (config.rows[tile] == 0 && config.row_bytes[tile] == 0));
+      fault_unless(config.rows[tile] <= 16 && config.row_bytes[tile] <= 64);
+    }
+    t_tiles.configured = true;
+    t_tiles.config = config;
+    std::memset(t_tiles.data, 0, sizeof(t_tiles.data));
+  }
+
+  static void release() { t_tiles.configured = false; }
+
+  template <int Tile>
+  static void zero() {
+    fault_unless(t_tiles.configured && t_tiles.config.rows[Tile] != 0);
+    std::memset(t_tiles.data[Tile], 0, sizeof(t_tiles.data[Tile]));
+  }
+
+  template <int Tile>
+  static void load(const void* base, int64_t stride) {
+    zero<Tile>();  // rows and bytes past the configured ones become zero
+    for (int row = 0; row < t_tiles.config.rows[Tile]; ++row) {
+      std::memcpy(t_tiles.data[Tile][row], static_cast<const std::uint8_t*>(base) + row * stride,
+                  t_tiles.config.row_bytes[Tile]);
+    }
+  }
+
+  template <int Tile>
+  static void store(void* base, int64_t stride) {
+    fault_unless(t_tiles.configured && t_tiles.config.rows[Tile] != 0);
+    for (int row = 0; row < t_tiles.config.rows[Tile]; ++row) {
+      std::memcpy(static_cast<std::uint8_t*>(base) + row * stride, t_tiles.data[Tile][row],
+                  t_tiles.config.row_bytes[Tile]);
+    }
+  }
+
+  /// TDPBSSD: sum[m][n] += signed bytes 4k..4k+3 of a's row m times those of dword n in b's row k, for ascending k.
+  template <int Sum, int A, int B>
+  static void dot_int8() {
+    static_assert(Sum != A && Sum != B && A != B);  // equal operands fault
+    const TileConfig& config = t_tiles.config;
+    fault_unless(t_tiles.configured && config.row_bytes[Sum] % 4 == 0 && config.row_bytes[A] % 4 == 0);
+    fault_unless(config.rows[A] == config.rows[Sum] && config.row_bytes[B] == config.row_bytes[Sum]);
+    fault_unless(config.row_bytes[A] / 4 == config.rows[B]);
+    for (int m = 0; m < config.rows[Sum]; ++m) {
+      std::int32_t sums[16];
+      std::memcpy(sums, t_tiles.data[Sum][m], sizeof(sums));
+      for (int k = 0; k < config.row_bytes[A] / 4; ++k) {
+        for (int n = 0; n < config.row_bytes[Sum] / 4; ++n) {
+          for (int i = 0; i < 4; ++i) {
+            const auto a = static_cast<std::int8_t>(t_tiles.data[A][m][4 * k + i]);
+            const auto b = static_cast<std::int8_t>(t_tiles.data[B][k][4 * n + i]);
+            sums[n] =
+                static_cast<std::int32_t>(static_cast<std::uint32_t>(sums[n]) + static_cast<std::uint32_t>(a * b));
+          }
+        }
+      }
+      std::memcpy(t_tiles.data[Sum][m], sums, static_cast<std::size_t>(config.row_bytes[Sum]));
+    }
+  }
+};
+
+}  // namespace
+
+}  // namespace nybble::NYBBLE_ISA

@@ -1,0 +1,72 @@
+// The integer products on AMX tiles, and what the tiles can do at most. Called only where isa.cpp found AMX, the
+// operating system's permission and a passed self-check.
+
+#include "amx_tiles.h"
+#include "integer_panels_avx512.h"
+
+namespace nybble::NYBBLE_ISA {
+
+namespace {
+
+// Written out: GCC's intrinsics paste the text of a tile's number into the instruction, which a template parameter is
+// not, and its _tile_loadconfig declares that it reads 8 bytes only (GCC 12), so that stores to the rest may be
+// dropped.
+struct HardwareTileInstructions {
+  static void configure(const TileConfig& config) { asm volatile("ldtilecfg %0" : : "m"(config)); }
+  static void release() { asm volatile("tilerelease"); }
+
+  template <int Tile>
+  static void zero() {
+    asm volatile("tilezero %%tmm%c0" : : "i"(Tile));
+  }
+  template <int Tile>
+  static void load(const void* base, int64_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(base), "r"(stride), "i"(Tile) : "memory");
+  }
+  template <int Tile>
+  static void store(void* base, int64_t stride) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(base), "r"(stride), "i"(Tile) : "memory");
+  }
+  /// Sum += A x B. In this syntax the operands stand in reverse.
+  template <int Sum, int A, int B>
+  static void dot_int8() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(A), "i"(B));
+  }
+  template <int Sum, int A, int B>
+  static void dot_bfloat16() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(A), "i"(B));
+  }
+};
+
+}  // namespace
+
+void fp4_linear_amx(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end) {
+  HardwareTileInstructions::configure(full_tiles());
+  run_integer<IntegerTiles<HardwareTileInstructions>>(args, panel_begin, panel_end);
+  HardwareTileInstructions::release();
+}
+
+double limit_operations_amx(LimitKind kind, int64_t iterations) {
+  if (kind != LimitKind::kAmxInt8 && kind != LimitKind::kAmxBfloat16) return limit_operations(kind, iterations);
+  using Tiles = HardwareTileInstructions;
+  Tiles::configure(full_tiles());  // and with it all tiles are zero
+  if (kind == LimitKind::kAmxInt8) {
+    for (int64_t i = 0; i < iterations; ++i) {
+      Tiles::dot_int8<0, 4, 6>();
+      Tiles::dot_int8<1, 4, 7>();
+      Tiles::dot_int8<2, 5, 6>();
+      Tiles::dot_int8<3, 5, 7>();
+    }
+  } else {
+    for (int64_t i = 0; i < iterations; ++i) {
+      Tiles::dot_bfloat16<0, 4, 6>();
+      Tiles::dot_bfloat16<1, 4, 7>();
+      Tiles::dot_bfloat16<2, 5, 6>();
+      Tiles::dot_bfloat16<3, 5, 7>();
+    }
+  }
+  Tiles::release();
+  return static_cast<double>(iterations) * 4 * 2 * 16 * 16 * (kind == LimitKind::kAmxInt8 ? 64 : 32);
+}
+
+}  // namespace nybble::NYBBLE_ISA

@@ -1,0 +1,14 @@
+// The AMX kernel on emulated tiles: for tests, chosen by name only ("amx-emulated").
+
+#include "amx_emulation.h"
+#include "integer_panels_avx512.h"
+
+namespace nybble::NYBBLE_ISA {
+
+void fp4_linear_amx_emulated(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end) {
+  EmulatedTileInstructions::configure(full_tiles());
+  run_integer<IntegerTiles<EmulatedTileInstructions>>(args, panel_begin, panel_end);
+  EmulatedTileInstructions::release();
+}
+
+}  // namespace nybble::NYBBLE_ISA
