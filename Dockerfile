@@ -11,8 +11,8 @@
 # For a build that can be repeated bit by bit give both images by digest: --build-arg PYTHON_IMAGE=...@sha256:...
 
 ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-trixie
-# The first releases whose transformers (5.5) this package can share; 1.2.1 is bound to transformers 4.57.
-ARG TENSORRT_LLM_IMAGE=nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc25
+# The newest stable release; supported are 1.0 to 1.4 (docs/tensorrt-llm.md).
+ARG TENSORRT_LLM_IMAGE=nvcr.io/nvidia/tensorrt-llm/release:1.2.1
 
 # ---------------------------------------------------------------------------------------------------- cpu, built
 FROM ${PYTHON_IMAGE} AS cpu-build

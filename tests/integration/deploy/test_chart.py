@@ -125,7 +125,13 @@ def test_a_build_with_gpus_comes_before_the_pods_that_would_hold_them() -> None:
     settings = ("build.numGpus=1", "build.storage.existingClaim=engines")
     (job,) = [m for m in manifests("gb10", *settings) if m["kind"] == "Job"]
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
-    assert job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "--path=auto" in container["args"]
+    # Without one only what needs none can be made.
+    (container,) = pod_specs(manifests("gb10"))["Job"]["containers"]
+    assert "nvidia.com/gpu" not in container["resources"]["limits"]
+    assert "--path=pytorch" in container["args"]
 
 
 def test_notes_name_the_size_and_the_way_to_ask() -> None:
