@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 import subprocess
@@ -61,6 +60,12 @@ def manifests(name: str, *settings: str) -> tuple[Manifest, ...]:
     return tuple(document for document in yaml.safe_load_all(done.stdout) if document)
 
 
+def values(name: str) -> dict[str, Any]:
+    """The content of ci/NAME-values.yaml."""
+    content: dict[str, Any] = yaml.safe_load(VALUES[name].read_text(encoding="utf-8"))
+    return content
+
+
 def of_kind(documents: tuple[Manifest, ...], kind: str) -> list[Manifest]:
     """The documents of one kind."""
     return [document for document in documents if document["kind"] == kind]
@@ -108,9 +113,3 @@ def serving_pod(documents: tuple[Manifest, ...]) -> Manifest:
 def environment(container: Manifest) -> dict[str, str]:
     """A container's variables."""
     return {entry["name"]: entry["value"] for entry in container["env"]}
-
-
-def devices() -> dict[str, Any]:
-    """The chart's numbers."""
-    numbers: dict[str, Any] = json.loads((CHART / "files/devices.json").read_text(encoding="utf-8"))
-    return numbers

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+import yaml
 
 from engines.capacity.ceilings import kv_cache_bytes
 from engines.capacity.cpu_device import cpu_device
@@ -15,7 +14,17 @@ from engines.capacity.devices import GPU_RUNTIME_BYTES, HOST_BYTES, Device, gpu_
 from engines.capacity.model_cost import LayerCost, ModelCost, model_cost
 from engines.checkpoint.checkpoint import Checkpoint
 from scripts.chart_files import FILES, chart_files
-from tests.support.shipping import VALUES, Manifest, environment, manifests, of_kind, serving_pod
+from tests.support.shipping import (
+    CHART,
+    ROOT,
+    VALUES,
+    Manifest,
+    environment,
+    manifests,
+    of_kind,
+    serving_pod,
+    values,
+)
 
 GIB = 1024**3
 SHAPES = [("gb10", 1, 1), ("rtx6000-blackwell", 2, 1), ("b200", 8, 1), ("gb200", 4, 2)]
@@ -60,7 +69,7 @@ def test_kv_cache_on_gpus(device: str, tensor: int, nodes: int, weight_bytes: in
     ("memory", "num_bytes"), [("4Gi", 4 * GIB), ("24Gi", 24 * GIB), ("9500M", 9_500_000_000)]
 )
 def test_kv_cache_on_cpus(memory: str, num_bytes: int) -> None:
-    weight_bytes = 2_842_104
+    weight_bytes = values("cpu")["model"]["weightBytes"]
     (container,) = serving_pod(manifests("cpu", f"resources.memory={memory}"))["containers"]
     device: Device = replace(cpu_device(), memory_bytes=num_bytes)
     expected = kv_cache_bytes(_cost(weight_bytes), device, 1)
@@ -74,7 +83,7 @@ def test_the_start_up_probe_allows_for_reading_the_checkpoint(name: str) -> None
     (container,) = serving_pod(documents)["containers"]
     probe = container["startupProbe"]
     allowed = probe["periodSeconds"] * probe["failureThreshold"]
-    weight_bytes = {"cpu": 2842104, "gb10": 26649042944, "hardened": 4463000000}.get(name, 79681290240)
+    weight_bytes = values(name)["model"]["weightBytes"]
     nodes = 2 if name == "multi-node" else 1
     fixed = 60 if name in ("cpu", "hardened") else 900
     seconds = fixed + math.ceil(weight_bytes // nodes / 200_000_000)
@@ -110,10 +119,9 @@ def test_gpus_of_a_pod() -> None:
 
 
 def test_the_demos_numbers_are_the_plans() -> None:
-    directory = Path("examples/demo_model/checkpoints/mistral-mxfp4")
-    cost = model_cost(Checkpoint.open(directory), as_nvfp4=False)
-    (container,) = serving_pod(manifests("cpu", f"model.weightBytes={cost.resident_bytes}"))["containers"]
-    env = environment(container)
-    assert int(env["NYBBLE_MAX_MODEL_LEN"]) == cost.max_position_embeddings
-    assert cost.kv_bytes_per_token("bfloat16") == 1536
-    assert json.loads((FILES / "devices.json").read_text())["devices"]["gb10"]["sm"] == 121
+    cost = model_cost(Checkpoint.open(ROOT / "examples/demo_model/checkpoints/mistral-mxfp4"), as_nvfp4=False)
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    for model in (defaults["model"], values("cpu")["model"]):
+        assert model["weightBytes"] == cost.resident_bytes
+        assert model["kvBytesPerToken"] == cost.kv_bytes_per_token("bfloat16")
+        assert model["contextTokens"] == cost.max_position_embeddings
