@@ -134,7 +134,7 @@ def add_closed_gap(rows: Sequence[Row]) -> None:
 
 
 def _report(arguments: argparse.Namespace, documents: Sequence[Document], rows: list[Row]) -> Row:
-    words = (Path(word).name if Path(word).exists() else word for word in sys.argv[1:])
+    words = (Path(word).name if "/" in word else word for word in sys.argv[1:])  # no path of a machine
     return {
         "master": arguments.master.name,
         "num_samples": arguments.samples,
