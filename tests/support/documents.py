@@ -162,7 +162,9 @@ def _environment(folder: Path) -> dict[str, str]:
     skipped = " ".join(
         f"-o {ROOT / '.venv' / name} -o .venv/{name}" for name in (".installed", ".installed-test")
     )
-    (tools / "make").write_text(f'#!/bin/sh\nexec {shutil.which("make")} {skipped} "$@" BIN={tools}\n')
+    (tools / "make").write_text(
+        f'#!/bin/sh\nexec {shutil.which("make")} {skipped} "$@" VENV=.venv BIN={tools}\n'
+    )
     (tools / "make").chmod(0o755)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("NYBBLE_")}
     path = os.pathsep.join(map(str, (tools, ROOT / ".tools/bin", environment_bin, os.environ["PATH"])))

@@ -27,7 +27,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- /* The folder of a build: a digest of everything its content depends on. Other inputs, another folder. */ -}}
 {{- define "nybble.buildKey" -}}
-{{- $inputs := dict "image" (include "nybble.image" .) "source" .Values.model.source "context" .Values.model.contextTokens "kv" .Values.model.kvCacheDtype "device" .Values.device "tensor" .Values.parallel.tensor "seqs" .Values.settings.maxNumSeqs "version" .Values.build.tensorrtLlmVersion "args" .Values.build.extraArgs -}}
+{{- $inputs := dict "image" (include "nybble.image" .) "source" .Values.model.source "context" .Values.model.contextTokens "kv" .Values.model.kvCacheDtype "device" .Values.device "tensor" .Values.parallel.tensor "seqs" .Values.settings.maxNumSeqs "version" .Values.build.tensorrtLlmVersion "gpus" .Values.build.numGpus "args" .Values.build.extraArgs -}}
 {{- $inputs | toJson | sha256sum | trunc 16 }}
 {{- end }}
 
