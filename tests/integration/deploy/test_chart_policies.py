@@ -97,7 +97,10 @@ def test_the_network_is_closed_but_for_what_is_needed(name: str) -> None:
     several = name == "multi-node"
     assert everything["spec"]["ingress"] == ([{"from": [own_pods]}] if several else [])
     # Out: names and the ranks of the group, the collector, the object store. Nowhere else.
-    ports = {port["port"] for rule in everything["spec"]["egress"] for port in rule.get("ports", [])}
+    out = [rule for rule in everything["spec"]["egress"] if rule.get("to") != [own_pods]]
+    assert len(everything["spec"]["egress"]) - len(out) == int(several)
+    assert all(rule["ports"] for rule in out)
+    ports = {port["port"] for rule in out for port in rule["ports"]}
     expected = {"cpu": set(), "gb10": set(), "gb200": {53, 4318}, "multi-node": {53}, "hardened": {53, 9000}}
     assert ports == expected[name]
     for rule in serving["spec"]["ingress"]:
