@@ -113,7 +113,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
         "$(echo /opt/nybble/wheel/*.whl)[otel]"
 COPY deploy/docker/healthcheck.py /opt/nybble/share/
 RUN groupadd --gid 10001 nybble \
-    && useradd --uid 10001 --gid 10001 --create-home --home-dir /home/nybble --shell /bin/bash nybble
+    && useradd --uid 10001 --gid 10001 --create-home --home-dir /home/nybble --shell /bin/bash nybble \
+    && install --directory --owner=10001 --group=10001 /engines
 ENV PYTHONUNBUFFERED=1 \
     HOME=/home/nybble \
     HF_HUB_OFFLINE=1 \

@@ -44,6 +44,11 @@ def test_both_targets_are_there_and_nobody_is_root() -> None:
             assert f"org.opencontainers.image.{label}=" in final[name]
 
 
+def test_a_new_engine_volume_belongs_to_the_user() -> None:
+    # A named volume takes owner and mode from the image's folder of that name.
+    assert "install --directory --owner=10001 --group=10001 /engines" in DOCKERFILE
+
+
 def test_the_release_of_tensorrt_llm_is_named() -> None:
     (image,) = re.findall(r"^ARG TENSORRT_LLM_IMAGE=(\S+)$", DOCKERFILE, re.MULTILINE)
     assert re.fullmatch(r"nvcr\.io/nvidia/tensorrt-llm/release:\d+\.\d+\.\d+\w*", image)
