@@ -160,6 +160,57 @@ void decode_dense(const DenseView& weight, int64_t panel, int64_t first_column, 
   }
 }
 
+inline F16 load_column(const DenseView& weight, int64_t index) {
+  if (weight.element_type == ElementType::kFloat32) return load(reinterpret_cast<const float*>(weight.data) + index);
+  const auto* halves = reinterpret_cast<const std::uint16_t*>(weight.data) + index;
+  return weight.element_type == ElementType::kBfloat16 ? load_bfloat16(halves) : load_float16(halves);
+}
+
+/// Few rows: weights go from memory into the products, in the order of `accumulate`, so the bits are the same.
+template <int Rows>
+void dense_panel(const DenseArgs& args, int64_t panel, int64_t first_row) {
+  constexpr int64_t kPrefetchColumns = 96;
+  const DenseView weight = args.weight;
+  const int64_t num_columns = weight.num_columns;
+  const int64_t first = panel * num_columns * 16;
+  const int64_t column_bytes = weight.element_type == ElementType::kFloat32 ? 64 : 32;
+  const float* x = args.x + first_row * num_columns;
+  F16 acc[Rows][kChains];
+  for (int r = 0; r < Rows; ++r) {
+    for (int c = 0; c < kChains; ++c) acc[r][c] = splat(0.0F);
+  }
+  int64_t k = 0;
+  for (; k + kChains <= num_columns; k += kChains) {
+    for (int64_t ahead = 0; ahead < kChains * column_bytes; ahead += 64) {
+      __builtin_prefetch(weight.data + (first / 16 + k + kPrefetchColumns) * column_bytes + ahead);
+    }
+    for (int c = 0; c < kChains; ++c) {
+      const F16 w = load_column(weight, first + (k + c) * 16);
+      for (int r = 0; r < Rows; ++r) acc[r][c] = fma(w, splat(x[r * num_columns + k + c]), acc[r][c]);
+    }
+  }
+  for (int c = 0; k + c < num_columns; ++c) {
+    const F16 w = load_column(weight, first + (k + c) * 16);
+    for (int r = 0; r < Rows; ++r) acc[r][c] = fma(w, splat(x[r * num_columns + k + c]), acc[r][c]);
+  }
+  const int lanes = static_cast<int>(min64(16, weight.num_rows - panel * 16));
+  for (int r = 0; r < Rows; ++r) {
+    for (int half = kChains / 2; half > 0; half /= 2) {
+      for (int c = 0; c < half; ++c) acc[r][c] = acc[r][c] + acc[r][c + half];
+    }
+    store_partial(args.out + (first_row + r) * weight.num_rows + panel * 16, acc[r][0], lanes);
+  }
+}
+
+template <int Rows>
+void dense_rows(const DenseArgs& args, int64_t panel, int64_t row) {
+  if (args.num_rows - row == Rows) {
+    dense_panel<Rows>(args, panel, row);
+  } else if constexpr (Rows > 1) {
+    dense_rows<Rows - 1>(args, panel, row);
+  }
+}
+
 }  // namespace
 
 void fp4_linear_f32(const Fp4F32Args& args, int64_t panel_begin, int64_t panel_end) {
@@ -179,6 +230,13 @@ void fp4_linear_f32(const Fp4F32Args& args, int64_t panel_begin, int64_t panel_e
 }
 
 void dense_linear(const DenseArgs& args, int64_t panel_begin, int64_t panel_end) {
+  if (args.num_rows <= 2 * kRowTile) {  // the second pass over a panel finds it in L2
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      if (args.num_rows > kRowTile) dense_panel<kRowTile>(args, panel, 0);
+      dense_rows<kRowTile>(args, panel, args.num_rows > kRowTile ? kRowTile : 0);
+    }
+    return;
+  }
   Workspace workspace;
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     const auto decode = [&](int64_t first, int64_t columns, float* weights) {
