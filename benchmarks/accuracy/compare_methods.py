@@ -58,7 +58,7 @@ def main() -> None:
         print(_line(row))
     if arguments.output:
         report = _report(arguments, documents, rows)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        arguments.output.write_text(_compact_json(report), encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
@@ -144,6 +144,13 @@ def _report(arguments: argparse.Namespace, documents: Sequence[Document], rows: 
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "rows": rows,
     }
+
+
+def _compact_json(report: Row) -> str:
+    """One line for each field, and for each row."""
+    rows = ",\n".join(f"    {json.dumps(row)}" for row in report["rows"])
+    head = json.dumps({key: value for key, value in report.items() if key != "rows"}, indent=2)
+    return f'{head[:-2]},\n  "rows": [\n{rows}\n  ]\n}}\n'
 
 
 def _num_bytes(directory: Path) -> int:
