@@ -157,3 +157,15 @@ def test_keys_come_from_the_secret_and_are_read_only() -> None:
     (volume,) = [volume for volume in spec["volumes"] if volume["name"] == mount["name"]]
     assert volume["secret"]["secretName"] == "nybble-keys"
     assert "NYBBLE_INSECURE_NO_AUTH" not in environment(container)
+
+
+@pytest.mark.parametrize("name", ["cpu", "gb200", "multi-node", "hardened"])
+def test_the_monitor_finds_the_health_service_and_no_other(name: str) -> None:
+    documents = manifests(name)
+    (monitor,) = of_kind(documents, "ServiceMonitor")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    (service,) = [one for one in of_kind(documents, "Service") if wanted <= one["metadata"]["labels"].items()]
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert endpoint["path"] == "/metrics"
