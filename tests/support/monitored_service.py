@@ -71,7 +71,7 @@ def monitored_service(folder: Path) -> Iterator[tuple[NybbleProcess, Prometheus]
         "--max-num-seqs",
         "4",
         "--kv-cache-memory",
-        "2MiB",
+        "4MiB",
         "--health-port",
         "0",
         "--metrics-without-key",
