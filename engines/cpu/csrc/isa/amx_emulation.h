@@ -17,13 +17,15 @@ struct TileRegisters {
 
 thread_local TileRegisters t_tiles;
 
+// Never inlined: speed is no concern here, and the sanitizers' builds take minutes longer otherwise.
+
 /// #UD or #GP on hardware: the kernel is wrong, and must not go on.
 inline void fault_unless(bool holds) {
   if (!holds) __builtin_trap();
 }
 
 struct EmulatedTileInstructions {
-  static void configure(const TileConfig& config) {
+  __attribute__((noinline)) static void configure(const TileConfig& config) {
     fault_unless(config.palette == 1 && config.start_row == 0);
     for (int tile = 0; tile < 16; ++tile) {
       const bool used = config.rows[tile] != 0 && config.row_bytes[tile] != 0;
@@ -39,13 +41,13 @@ struct EmulatedTileInstructions {
   static void release() { t_tiles.configured = false; }
 
   template <int Tile>
-  static void zero() {
+  __attribute__((noinline)) static void zero() {
     fault_unless(t_tiles.configured && t_tiles.config.rows[Tile] != 0);
     std::memset(t_tiles.data[Tile], 0, sizeof(t_tiles.data[Tile]));
   }
 
   template <int Tile>
-  static void load(const void* base, int64_t stride) {
+  __attribute__((noinline)) static void load(const void* base, int64_t stride) {
     zero<Tile>();  // rows and bytes past the configured ones become zero
     for (int row = 0; row < t_tiles.config.rows[Tile]; ++row) {
       std::memcpy(t_tiles.data[Tile][row], static_cast<const std::uint8_t*>(base) + row * stride,
@@ -54,7 +56,7 @@ struct EmulatedTileInstructions {
   }
 
   template <int Tile>
-  static void store(void* base, int64_t stride) {
+  __attribute__((noinline)) static void store(void* base, int64_t stride) {
     fault_unless(t_tiles.configured && t_tiles.config.rows[Tile] != 0);
     for (int row = 0; row < t_tiles.config.rows[Tile]; ++row) {
       std::memcpy(static_cast<std::uint8_t*>(base) + row * stride, t_tiles.data[Tile][row],
@@ -64,7 +66,7 @@ struct EmulatedTileInstructions {
 
   /// TDPBSSD: sum[m][n] += signed bytes 4k..4k+3 of a's row m times those of dword n in b's row k, for ascending k.
   template <int Sum, int A, int B>
-  static void dot_int8() {
+  __attribute__((noinline)) static void dot_int8() {
     static_assert(Sum != A && Sum != B && A != B);  // equal operands fault
     const TileConfig& config = t_tiles.config;
     fault_unless(t_tiles.configured && config.row_bytes[Sum] % 4 == 0 && config.row_bytes[A] % 4 == 0);
