@@ -219,6 +219,15 @@ def _wait(condition: Callable[[], int | bool], what: str) -> int:
     return 0
 
 
+def debian_mirror() -> str:
+    """Where this machine has Debian's own packages from."""
+    listed = subprocess.check_output(["apt-get", "indextargets", "--format", "$(REPO_URI)"], text=True)
+    mirrors = [line for line in listed.splitlines() if line.endswith("/debian/")]
+    if not mirrors:
+        sys.exit("image_test: this machine's sources name no mirror of Debian; give --mirror")
+    return mirrors[0]
+
+
 def main() -> None:
     """Build, look inside, run."""
     parser = argparse.ArgumentParser(
@@ -227,7 +236,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path("/tmp/nybble-image-test"), help="for images and rootfs"
     )
-    parser.add_argument("--mirror", default="http://deb.debian.org/debian", help="of Debian, for debootstrap")
+    parser.add_argument("--mirror", help="of Debian, for debootstrap (default: the one this machine uses)")
     options = parser.parse_args()
     missing = [
         tool for tool in ("buildah", "debootstrap", "unshare", "nsenter", "ip") if not shutil.which(tool)
@@ -236,7 +245,7 @@ def main() -> None:
         sys.exit(f"image_test: needs root and {', '.join(missing or ['nothing else'])} (apt-get install)")
     options.folder.mkdir(parents=True, exist_ok=True)
     buildah = Buildah(options.folder)
-    make_base(buildah, options.folder, options.mirror)
+    make_base(buildah, options.folder, options.mirror or debian_mirror())
     build_image(buildah, options.folder)
     details = json.loads(buildah("inspect", "--type", "image", IMAGE))
     config = details["Docker"]["config"]

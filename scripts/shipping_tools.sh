@@ -19,11 +19,14 @@ fi
 missing helm && report helm
 
 # prometheus and promtool; compose from the release of Debian that has version 2
+mirror() { # of Debian itself, as this machine has it in its sources
+  apt-get indextargets --format '$(REPO_URI)' 2>/dev/null | grep '/debian/$' | head -n 1
+}
 fetch_debian() { # package release
   local folder="$tools/debian-$1"
   mkdir -p "$folder"/{lists/partial,archives/partial,parts}
-  printf 'Types: deb\nURIs: http://deb.debian.org/debian\nSuites: %s\nComponents: main\nSigned-By: %s\n' \
-    "$2" /usr/share/keyrings/debian-archive-keyring.gpg >"$folder/parts/debian.sources"
+  printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' \
+    "$(mirror)" "$2" /usr/share/keyrings/debian-archive-keyring.gpg >"$folder/parts/debian.sources"
   (
     cd "$folder" || exit 1
     apt_options=(-o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$folder/parts" -o APT::Sandbox::User=root
