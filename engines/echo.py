@@ -8,20 +8,18 @@ logit bias, seed) is checked, and then without effect: there is no distribution.
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import replace
-from itertools import count, islice
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from engines.base import Engine, EngineInfo, EngineOptions, EngineStats, LoadProgress
+from engines.echo_answer import answer
 from engines.echo_faults import EchoFaults
-from engines.errors import EngineDead, EngineUnavailable, InvalidRequest, MalformedCheckpoint, StartFailed
-from engines.request import FinishReason, GenerationRequest, TokenLogprob, TokenOutput
+from engines.echo_model import ModelFacts, read_model_facts
+from engines.errors import EngineDead, EngineUnavailable, InvalidRequest, StartFailed
+from engines.request import FinishReason, GenerationRequest, TokenOutput
 from engines.request_checks import check_request
 from engines.sequence_clock import SequenceClock
 
@@ -50,7 +48,7 @@ class EchoEngine(Engine):
         seconds_per_token: float = 0.0,
     ) -> None:
         self._options = options
-        self._model = _ModelFacts(vocab_size, eos_token_ids, _DEFAULT_MAX_MODEL_LEN)
+        self._model = ModelFacts(vocab_size, eos_token_ids, _DEFAULT_MAX_MODEL_LEN)
         self._seconds_per_token = seconds_per_token
         self._faults = EchoFaults()
         self._info: EngineInfo | None = None
@@ -87,7 +85,7 @@ class EchoEngine(Engine):
         finally:
             self._load_started = None
         if options.checkpoint is not None:
-            self._model = _read_model_facts(options.checkpoint / "config.json", self._model)
+            self._model = read_model_facts(options.checkpoint / "config.json", self._model)
         self._info = EngineInfo(
             engine="echo",
             vocab_size=self._model.vocab_size,
@@ -126,7 +124,7 @@ class EchoEngine(Engine):
             if not stream.is_ended:
                 stream.is_asked = True
                 await self._prefill(request, stream)
-            for made in _outputs(request, self.info):
+            for made in answer(request, self.info):
                 stream.is_asked = True
                 # Without this pause a consumer that never waits would keep all others from running.
                 await asyncio.sleep(self._seconds_per_token)
@@ -279,110 +277,8 @@ class _Stream:
                 task.cancel()
 
 
-class _ModelFacts(NamedTuple):
-    vocab_size: int
-    eos_token_ids: frozenset[int]
-    max_model_len: int
-
-
 def _timed(output: TokenOutput, clock: SequenceClock) -> TokenOutput:
     now = time.perf_counter()
     if output.token_ids:
         clock.first_token(now)
     return replace(output, timing=clock.timing(now))
-
-
-def _outputs(request: GenerationRequest, info: EngineInfo) -> Iterator[TokenOutput]:
-    """Everything the request is answered, one token at a time."""
-    sampling = request.sampling
-    prompt_logprobs = None
-    if sampling.num_prompt_logprobs is not None:
-        later = request.prompt_token_ids[1:]
-        prompt_logprobs = (None, *(_logprob(t, sampling.num_prompt_logprobs, info) for t in later))
-    max_tokens = min(sampling.max_tokens, info.max_model_len - len(request.prompt_token_ids))
-    if max_tokens == 0:  # only the prompt was to be scored
-        yield TokenOutput(
-            token_ids=(),
-            logprobs=None if sampling.num_logprobs is None else (),
-            prompt_logprobs=prompt_logprobs,
-            finish_reason=FinishReason.LENGTH,
-        )
-        return
-    stop_ids = _stop_ids(request, info)
-    for num_generated, token_id in enumerate(islice(_tokens(request, info), max_tokens), 1):
-        reason = None
-        if token_id in stop_ids:
-            reason = FinishReason.STOP
-        elif num_generated == max_tokens:
-            reason = FinishReason.LENGTH
-        if reason is None and num_generated > 1 and sampling.num_logprobs is None:
-            yield TokenOutput((token_id,))
-            continue
-        yield TokenOutput(
-            token_ids=(token_id,),
-            logprobs=None
-            if sampling.num_logprobs is None
-            else (_logprob(token_id, sampling.num_logprobs, info),),
-            prompt_logprobs=prompt_logprobs if num_generated == 1 else None,
-            finish_reason=reason,
-        )
-        if reason is not None:
-            return
-
-
-def _tokens(request: GenerationRequest, info: EngineInfo) -> Iterator[int]:
-    """The endless echo: the prompt, then end-of-sequence or, where that is ignored, the prompt again."""
-    sampling = request.sampling
-    ends = bool(info.eos_token_ids) and not sampling.ignore_eos
-    dropped = info.eos_token_ids if ends else frozenset()
-    pattern = [token_id for token_id in request.prompt_token_ids if token_id not in dropped]
-    stop_ids = _stop_ids(request, info)
-    filler = next((token_id for token_id in range(info.vocab_size) if token_id not in stop_ids), 0)
-    for index in count():
-        if ends and index >= max(len(pattern), sampling.min_tokens):
-            yield min(info.eos_token_ids)
-            continue
-        token_id = pattern[index % len(pattern)] if pattern else filler
-        # Before min_tokens no token may be one that stops.
-        yield filler if index < sampling.min_tokens and token_id in stop_ids else token_id
-
-
-def _stop_ids(request: GenerationRequest, info: EngineInfo) -> frozenset[int]:
-    sampling = request.sampling
-    return sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else info.eos_token_ids)
-
-
-def _logprob(token_id: int, num_top: int, info: EngineInfo) -> TokenLogprob:
-    """A made-up distribution: `token_id` has probability 1/2, the ids after it 1/4, 1/8 and so on."""
-    top = tuple(((token_id + i) % info.vocab_size, -math.log(2.0) * (i + 1)) for i in range(num_top))
-    return TokenLogprob(token_id=token_id, logprob=-math.log(2.0), rank=1, top=top)
-
-
-def _read_model_facts(path: Path, defaults: _ModelFacts) -> _ModelFacts:
-    """What `config.json` says; `defaults` for the vocabulary and context where it says nothing."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MalformedCheckpoint(
-            f"{path} cannot be read: {error.strerror}; expected a model's config"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise MalformedCheckpoint(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise MalformedCheckpoint(f"{path} holds {type(config).__name__}; expected a JSON object")
-    eos = config.get("eos_token_id")
-    eos_token_ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    facts = _ModelFacts(
-        vocab_size=config.get("vocab_size", defaults.vocab_size),
-        eos_token_ids=frozenset(_whole(path, "eos_token_id", token_id, 0) for token_id in eos_token_ids),
-        max_model_len=config.get("max_position_embeddings", defaults.max_model_len),
-    )
-    _whole(path, "vocab_size", facts.vocab_size, 1)
-    _whole(path, "max_position_embeddings", facts.max_model_len, 1)
-    return facts
-
-
-def _whole(path: Path, name: str, value: object, minimum: int) -> int:
-    if type(value) is not int or value < minimum:
-        raise MalformedCheckpoint(f"{path}: {name} is {value!r}; expected a whole number >= {minimum}")
-    return value
