@@ -16,6 +16,7 @@ from engines.errors import EngineDead
 from service.errors import NotReady
 from service.lifecycle import Phase
 from service.settings import ServiceSettings
+from service.settled_memory import settle_memory
 from service.sockets import BACKLOG
 from service.state import ServiceState
 from service.tls import ServerTls
@@ -61,6 +62,7 @@ class DrainingServer(uvicorn.Server):
             self.config.ssl = self._tls.context
         self._settings = settings
         self._on_stop = on_stop
+        self._has_settled = False
         self._drain_from: float | None = None
         self._drain_deadline = math.inf
 
@@ -92,6 +94,9 @@ class DrainingServer(uvicorn.Server):
             return True
         if self._tls is not None and counter % _TLS_WATCH_TICKS == 0:
             self._tls.watch()
+        if not self._has_settled and self._state.lifecycle.phase is Phase.READY:
+            self._has_settled = True
+            settle_memory()
         stops = self._has_failed() or self._has_drained()
         if stops:
             self._on_stop()
