@@ -1,8 +1,7 @@
 """Make a master that survives FP4: `python -m examples.demo_model.distill MASTER DIR --format mxfp4`.
 
 Quantisation-aware distillation. The student begins as the master, computes with FP4 weights and activations,
-and learns to give the master's distribution of the next token (KL divergence, nothing else: no label is seen,
-so it cannot become better than the master by training longer). What is written is an ordinary BF16 directory
+and learns to give the master's distribution of the next token (KL divergence, nothing else: no label is seen). What is written is an ordinary BF16 directory
 for `nybble quantize`, whose round-to-nearest gives the very weights that the student computed with.
 
 Needs PyTorch. Seeded as train.py is.
@@ -62,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--tokens-per-step", type=int, default=3072)
-    parser.add_argument("--learning-rate", type=float, default=5e-4, help="AdamW's peak (default 5e-4)")
+    parser.add_argument("--learning-rate", type=float, default=2.5e-4, help="AdamW's peak (default 2.5e-4)")
     parser.add_argument("--weights-only-every", type=int, default=4)
     parser.add_argument("--seed", type=int, default=50_000)
     parser.add_argument("--threads", type=int, default=1)
