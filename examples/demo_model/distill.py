@@ -1,8 +1,9 @@
 """Make a master that survives FP4: `python -m examples.demo_model.distill MASTER DIR --format mxfp4`.
 
 Quantisation-aware distillation. The student begins as the master, computes with FP4 weights and activations,
-and learns to give the master's distribution of the next token (KL divergence, nothing else: no label is seen). What is written is an ordinary BF16 directory
-for `nybble quantize`, whose round-to-nearest gives the very weights that the student computed with.
+and learns to give the master's distribution of the next token (KL divergence, nothing else: no label is
+seen). What is written is an ordinary BF16 directory for `nybble quantize`, whose round-to-nearest gives the
+very weights that the student computed with.
 
 Needs PyTorch. Seeded as train.py is.
 """
