@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +21,12 @@ def server(checkpoint: Path) -> Iterator[RunningServer]:
 
 
 @pytest.fixture
-def hold_tokenizer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
-    """Tokenising does not end before the test does; says whether it has begun."""
+def hold_tokenizer(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
+    """Tokenising does not end before the test does; says whether it has begun.
+
+    Nothing of it is left over for the next test: each text thread comes to the barrier once it has nothing
+    else to do.
+    """
     begun, goes_on = threading.Event(), threading.Event()
     encode = Tokenizer.encode
 
@@ -33,6 +38,13 @@ def hold_tokenizer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], boo
     monkeypatch.setattr(Tokenizer, "encode", held)
     yield begun.is_set
     goes_on.set()
+    asyncio.run(_all_text_threads_are_free(server))
+
+
+async def _all_text_threads_are_free(server: RunningServer) -> None:
+    num_threads = server.state.settings.num_text_threads
+    barrier = threading.Barrier(num_threads)
+    await asyncio.gather(*(server.state.in_text_thread(lambda: barrier.wait(30)) for _ in range(num_threads)))
 
 
 @pytest.mark.parametrize("stream", [False, True])
