@@ -75,24 +75,7 @@ def load_core(options: EngineOptions, tracker: LoadTracker | None = None) -> Eng
             max_model_len=max_model_len,
         )
     )
-    info = EngineInfo(
-        engine="cpu",
-        vocab_size=model.vocab_size,
-        max_model_len=max_model_len,
-        eos_token_ids=config.eos_token_ids,
-        block_size=options.block_size,
-        num_blocks=num_blocks,
-        max_num_seqs=options.max_num_seqs,
-        grammar_kinds=_grammar_kinds(options, config),
-        details=(
-            ("layout", checkpoint.layout.value),
-            ("activations", options.activations),
-            ("numerics", options.numerics),
-            ("speculation", options.speculation),
-            ("isa", kernels.isa_name()),
-            ("num_threads", str(kernels.num_threads())),
-        ),
-    )
+    info = _engine_info(options, checkpoint, model.vocab_size, max_model_len, num_blocks)
     _logger.info(
         "loaded %s (%s) in %.1f s: %s activations, %s numerics, %s kernels on %d threads, "
         "KV cache of %s tokens in %.0f MiB",
@@ -116,6 +99,29 @@ def load_core(options: EngineOptions, tracker: LoadTracker | None = None) -> Eng
         speculator=speculator,
         pacer=pacer,
         check_integrity=options.check_integrity,
+    )
+
+
+def _engine_info(
+    options: EngineOptions, checkpoint: Checkpoint, vocab_size: int, max_model_len: int, num_blocks: int
+) -> EngineInfo:
+    return EngineInfo(
+        engine="cpu",
+        vocab_size=vocab_size,
+        max_model_len=max_model_len,
+        eos_token_ids=checkpoint.config.eos_token_ids,
+        block_size=options.block_size,
+        num_blocks=num_blocks,
+        max_num_seqs=options.max_num_seqs,
+        grammar_kinds=_grammar_kinds(options, checkpoint.config),
+        details=(
+            ("layout", checkpoint.layout.value),
+            ("activations", options.activations),
+            ("numerics", options.numerics),
+            ("speculation", options.speculation),
+            ("isa", kernels.isa_name()),
+            ("num_threads", str(kernels.num_threads())),
+        ),
     )
 
 
