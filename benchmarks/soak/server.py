@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from benchmarks.soak.traffic import MODEL
+from engines.bench.server_process import free_port
 
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 30.0
@@ -24,7 +24,7 @@ class ServerUnderTest:
     def __init__(
         self, checkpoint: Path, step_seconds: float, max_num_seqs: int, queued_requests: int
     ) -> None:
-        self.port, self.health_port = _free_ports(2)
+        self.port, self.health_port = free_port(), free_port()
         self._command = [
             sys.executable, "-c", "from service.cli import main; main()", "serve", str(checkpoint),
             "--engine", "echo", "--served-model-name", MODEL, "--log-level", "error",
@@ -75,11 +75,3 @@ class ServerUnderTest:
                 return True
         except (urllib.error.URLError, OSError):
             return False
-
-
-def _free_ports(number: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

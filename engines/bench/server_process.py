@@ -24,7 +24,7 @@ _MODEL = "bench"
 @asynccontextmanager
 async def running_server(directory: Path, options: Sequence[str]) -> AsyncIterator[Target]:
     """Serve `directory` on a free port of the loopback address, as a user would. Raises LoadFailed."""
-    port = _free_port()
+    port = free_port()
     command = [
         sys.executable, "-c", "from service.cli import main; main()", "serve", str(directory),
         "--host", "127.0.0.1", "--port", str(port), "--health-port", "off",
@@ -50,7 +50,8 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not name.startswith("NYBBLE_")}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
