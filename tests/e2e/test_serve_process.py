@@ -66,9 +66,12 @@ def wait_until_ready(http: httpx.Client) -> None:
 
 
 def open_stalled_stream(port: int) -> socket.socket:
-    """Start a long stream and read nothing of it, so that it stays in flight for as long as we like."""
+    """Start a long stream and read nothing of it, so that it stays in flight for as long as we like.
+
+    Its 20 MB are far more than the socket's two buffers hold (4 MiB and 64 KiB).
+    """
     body = json.dumps(
-        {"model": CHECKPOINT.name, "prompt": "x", "stream": True, "ignore_eos": True, "max_tokens": 20_000}
+        {"model": CHECKPOINT.name, "prompt": "x", "stream": True, "ignore_eos": True, "max_tokens": 150_000}
     )
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -81,7 +84,7 @@ def open_stalled_stream(port: int) -> socket.socket:
 
 
 def test_sigterm_finishes_what_runs_and_exits_with_0() -> None:
-    with serve("--max-model-len", "100000") as process:
+    with serve("--max-model-len", "200000") as process:
         with httpx.Client(base_url=f"http://127.0.0.1:{process.port}") as http:
             wait_until_ready(http)
             with open_stalled_stream(process.port) as stream:
@@ -100,7 +103,7 @@ def test_sigterm_finishes_what_runs_and_exits_with_0() -> None:
 
 
 def test_the_drain_has_an_end() -> None:
-    with serve("--max-model-len", "100000", "--drain-timeout", "0.1") as process:
+    with serve("--max-model-len", "200000", "--drain-timeout", "0.1") as process:
         with httpx.Client(base_url=f"http://127.0.0.1:{process.port}") as http:
             wait_until_ready(http)
         with open_stalled_stream(process.port):
