@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from engines.base import EngineOptions
 from engines.bench.phase import Workload
 from engines.bench.plot import save_plot, show_bars
+from engines.bench.record import BenchmarkRecord, document_text
 from engines.bench.report import benchmark_json, show
 from engines.bench.run import run_benchmark
 
@@ -52,13 +53,14 @@ def bench(
         num_threads=num_threads,
         max_model_len=None,
     )
+    record = BenchmarkRecord("nybble", sys.argv[1:])
     progress = Console(stderr=True)
     with progress.status("starting") as status:
         result = run_benchmark(options, workload, over_http=http, on_progress=status.update)
     if plot is not None and result.http:
         save_plot(result.http, f"{directory.resolve().name} on {result.machine_title}", plot)
     if as_json:
-        typer.echo(json.dumps(benchmark_json(result), indent=2))
+        typer.echo(document_text(record.document(benchmark_json(result))))
         return
     console = Console(highlight=False)
     show(result, console)

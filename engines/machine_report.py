@@ -9,21 +9,9 @@ from pathlib import Path
 
 from engines.errors import EngineError
 from engines.host_memory import MEMINFO, parse_meminfo
+from engines.processor import processor
 from engines.trtllm.machine import Machine, detect_machine, installed_version
 
-# Those our kernels choose by, and a few that explain the choice.
-_KNOWN_FEATURES = (
-    "avx2",
-    "avx_vnni",
-    "avx512f",
-    "avx512bw",
-    "avx512_vnni",
-    "amx_int8",
-    "asimddp",
-    "i8mm",
-    "sve",
-    "sve2",
-)
 _RUNTIME_PACKAGES = ("tensorrt-llm", "tensorrt", "torch", "transformers", "numpy")
 
 
@@ -44,10 +32,10 @@ class MachineReport:
 
 def machine_report() -> MachineReport:
     """Look at this machine. Never raises."""
-    processor, features = _processor()
+    name, features = processor()
     memory = _memory()
     return MachineReport(
-        processor=processor,
+        processor=name,
         num_logical_cores=os.cpu_count() or 1,
         cpu_features=features,
         kernels=_kernels(),
@@ -57,24 +45,6 @@ def machine_report() -> MachineReport:
         packages=tuple((name, installed_version(name)) for name in _RUNTIME_PACKAGES),
         gpu_side=detect_machine(),
     )
-
-
-def parse_cpuinfo(text: str) -> tuple[str | None, frozenset[str]]:
-    """The model's name, if it is told, and all feature flags of the first core (x86 and Arm)."""
-    name: str | None = None
-    flags: frozenset[str] = frozenset()
-    for line in text.splitlines():
-        key, _, value = (part.strip() for part in line.partition(":"))
-        if key == "model name" and name is None:
-            name = value
-        elif key in ("flags", "Features") and not flags:
-            flags = frozenset(value.split())
-    return name, flags
-
-
-def _processor() -> tuple[str, tuple[str, ...]]:
-    name, flags = parse_cpuinfo(_text(Path("/proc/cpuinfo")))
-    return name or platform.machine(), tuple(feature for feature in _KNOWN_FEATURES if feature in flags)
 
 
 def _memory() -> dict[str, int]:

@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import record
 from benchmarks.accuracy.candidates import LAYOUTS, Candidate, Sources, candidates
 from benchmarks.accuracy.demo_text import held_out_ids
+from engines.bench.record import write_document
 from engines.evaluate.comparison import compare_models
 from engines.evaluate.documents import Document
 from engines.evaluate.logits import open_model
@@ -37,6 +34,7 @@ Row = dict[str, Any]
 def main() -> None:
     """Run the comparison and print a table; with --output also write JSON."""
     arguments = _arguments()
+    begun = record.begin("benchmarks.accuracy.compare_methods")
     documents = [
         Document(f"held-out {number}", tuple(ids))
         for number, ids in enumerate(held_out_ids(arguments.master), 1)
@@ -57,8 +55,13 @@ def main() -> None:
     for row in rows:
         print(_line(row))
     if arguments.output:
-        report = _report(arguments, documents, rows)
-        arguments.output.write_text(_compact_json(report), encoding="utf-8")
+        figures = {
+            "master": arguments.master.name,
+            "num_samples": arguments.samples,
+            "num_tokens": sum(len(document.token_ids) for document in documents),
+            "rows": rows,
+        }
+        write_document(begun.document(figures), arguments.output)
 
 
 def _arguments() -> argparse.Namespace:
@@ -71,7 +74,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--per-task", type=int, default=40)
     parser.add_argument("--formats", nargs="+", default=list(LAYOUTS))
-    parser.add_argument("--output", type=Path)
+    record.add_output_option(parser)
     return parser.parse_args()
 
 
@@ -133,33 +136,8 @@ def add_closed_gap(rows: Sequence[Row]) -> None:
             row["kl_closed"] = 1 - row["mean_kl"] / rtn["mean_kl"]
 
 
-def _report(arguments: argparse.Namespace, documents: Sequence[Document], rows: list[Row]) -> Row:
-    words = (Path(word).name if "/" in word else word for word in sys.argv[1:])  # no path of a machine
-    return {
-        "master": arguments.master.name,
-        "num_samples": arguments.samples,
-        "num_tokens": sum(len(document.token_ids) for document in documents),
-        "command": f"python -m benchmarks.accuracy.compare_methods {' '.join(words)}",
-        "commit": _commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "rows": rows,
-    }
-
-
-def _compact_json(report: Row) -> str:
-    """One line for each field, and for each row."""
-    rows = ",\n".join(f"    {json.dumps(row)}" for row in report["rows"])
-    head = json.dumps({key: value for key, value in report.items() if key != "rows"}, indent=2)
-    return f'{head[:-2]},\n  "rows": [\n{rows}\n  ]\n}}\n'
-
-
 def _num_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def _line(row: Row) -> str:

@@ -17,10 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import record
 from benchmarks.models.random_checkpoint import make_random_checkpoint
 from benchmarks.models.shapes import SHAPES
 from engines.base import Engine, EngineOptions
@@ -65,8 +62,9 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="1b")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0 means all physical cores")
-    parser.add_argument("--output", type=Path)
+    record.add_output_option(parser)
     arguments = parser.parse_args()
+    begun = record.begin("benchmarks.capacity.plan_cpu")
     if arguments.threads:
         kernels.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,20 +77,13 @@ def main() -> None:
         machine = best(before, measure_cpu())
         cost = model_cost(Checkpoint.open(directory), as_nvfp4=False)
     device = measured_device(cpu_device(), machine)
-    record = {
-        "command": "python -m benchmarks.capacity.plan_cpu "
-        f"--shape {arguments.shape} --runs {arguments.runs} --threads {arguments.threads}",
-        "commit": commit(),
-        "machine": f"{processor()}, {kernels.num_threads()} threads, {kernels.isa_name()}",
-        "load_average": round(os.getloadavg()[1], 1),
+    figures = {
+        "num_threads": kernels.num_threads(),
         "model": {"shape": arguments.shape, "format": "mxfp4", "num_parameters": num_parameters},
         "measured_limits": {name: float(f"{value:.4g}") for name, value in asdict(machine).items()},
         "phases": compare(cost, device, rates),
     }
-    text = json.dumps(record, indent=2)
-    print(text)
-    if arguments.output is not None:
-        arguments.output.write_text(text + "\n")
+    record.publish(begun.document(figures), arguments.output)
 
 
 def best(a: CpuMeasurement, b: CpuMeasurement) -> CpuMeasurement:
@@ -203,22 +194,6 @@ async def run_all(engine: Engine, requests: Sequence[GenerationRequest]) -> None
             pass
 
     await asyncio.gather(*map(run, requests))
-
-
-def processor() -> str:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.machine()
-
-
-def commit() -> str:
-    ended = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    )
-    return ended.stdout.strip()
 
 
 if __name__ == "__main__":

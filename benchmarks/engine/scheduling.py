@@ -1,4 +1,4 @@
-"""Measure the scheduler's promises: `python -m benchmarks.engine.scheduling --shape 0.2b --out FILE`.
+"""Measure the scheduler's promises: `python -m benchmarks.engine.scheduling --shape 0.2b --output FILE`.
 
 - The inter-token latency of running streams, alone and while a prompt of 4,000 tokens is prefilled.
 - The time to first token of a second request with the same prefix of 2,000 tokens, beside the first's.
@@ -9,12 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -23,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import record
 from benchmarks.models.random_checkpoint import make_random_checkpoint
 from benchmarks.models.shapes import SHAPES
 from engines.base import Engine, EngineOptions
@@ -145,8 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine.scheduling", description=__doc__)
     parser.add_argument("--shape", choices=("0.2b", "1b", "7b", "moe"), default="0.2b")
     parser.add_argument("--stretch", type=float, default=EngineOptions().max_step_stretch)
-    parser.add_argument("--out", type=Path, help="write a JSON record")
+    record.add_output_option(parser)
     options = parser.parse_args(arguments)
+    begun = record.begin("benchmarks.engine.scheduling", arguments)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "model"
         make_random_checkpoint(checkpoint, SHAPES[options.shape], "mxfp4", "compressed-tensors")
@@ -154,22 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             checkpoint, max_model_len=8192, speculation="off", max_step_stretch=options.stretch
         )
         result = asyncio.run(measure(engine_options))
-    record = {
-        "command": "python -m benchmarks.engine.scheduling " + " ".join(arguments or sys.argv[1:]),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "load_average": os.getloadavg()[0],
-        "shape": options.shape,
-        **result,
-    }
-    text = json.dumps(record, indent=2)
-    print(text)
-    if options.out is not None:
-        aside = options.out.with_name(f".{options.out.name}.partial")
-        aside.write_text(text + "\n", encoding="utf-8")
-        aside.replace(options.out)
+    record.publish(begun.document({"shape": options.shape, **result}), options.output)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any
 
 import uvicorn
 
+from benchmarks import record
 from benchmarks.http.bare_app import BareStream
 
 # What one chat chunk looks like on the wire; the bare application sends this.
@@ -51,17 +51,16 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--output", type=Path)
+    record.add_output_option(parser)
     parser.add_argument("--serve", choices=("nybble", "bare"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     load = Load(arguments.streams, arguments.tokens)
     if arguments.serve:
         _serve(arguments.serve, arguments.checkpoint, load)
         return
-    result = measure(arguments.checkpoint, load, arguments.runs)
-    print(json.dumps(result, indent=2))
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    begun = record.begin("benchmarks.http.stream_rate")
+    figures = measure(arguments.checkpoint, load, arguments.runs)
+    record.publish(begun.document(figures, ("uvicorn", "uvloop", "httptools")), arguments.output)
 
 
 def measure(checkpoint: Path, load: Load, num_runs: int) -> dict[str, Any]:
@@ -75,15 +74,6 @@ def measure(checkpoint: Path, load: Load, num_runs: int) -> dict[str, Any]:
                     rates[name].append(rate)
     pairs = zip(rates["nybble"], rates["bare"], strict=True)
     return {
-        "command": f"python -m benchmarks.http.stream_rate {checkpoint.name} --streams {load.num_streams} "
-        f"--tokens {load.num_tokens} --runs {num_runs}",
-        "commit": _commit(),
-        "machine": {
-            "cpu": _cpu(),
-            "num_cpus": os.cpu_count(),
-            "python": platform.python_version(),
-            "uvicorn": uvicorn.__version__,
-        },
         "events_per_second_per_core": {name: round(median(values)) for name, values in rates.items()},
         "microseconds_per_event": {name: round(1e6 / median(values), 2) for name, values in rates.items()},
         "ratio_to_bare": round(median(ours / bare for ours, bare in pairs), 3),
@@ -193,20 +183,6 @@ def _cpu_seconds(pid: int) -> float:
     """User and system time of all threads of a process so far (proc(5))."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(") ")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(": ")[2]
-    return platform.processor()
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

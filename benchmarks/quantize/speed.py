@@ -8,8 +8,6 @@ Without --peer-python only our own side is measured.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import re
 import shutil
 import subprocess
@@ -20,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import record
 from benchmarks.quantize.random_model import make_random_model
 
 
@@ -29,8 +28,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peer-python", type=Path)
-    parser.add_argument("--output", type=Path)
+    record.add_output_option(parser)
     arguments = parser.parse_args()
+    begun = record.begin("benchmarks.quantize.speed")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         num_parameters = make_random_model(source, arguments.shape)
@@ -39,24 +39,16 @@ def main() -> None:
             ours.append(_ours(source, Path(folder) / "out", arguments.threads))
             if arguments.peer_python is not None:
                 theirs.append(_theirs(source, Path(folder) / "peer", arguments))
-    record: dict[str, Any] = {
-        "command": f"python -m benchmarks.quantize.speed --shape {arguments.shape} --runs {arguments.runs} "
-        f"--threads {arguments.threads}" + (" --peer-python ENV/bin/python" if theirs else ""),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip(),
-        "machine": f"{platform.processor() or platform.machine()}, {arguments.threads} threads",
+    figures: dict[str, Any] = {
+        "num_threads": arguments.threads,
         "format": "mxfp4",
         "num_parameters": num_parameters,
         "nybble": _summary(ours, num_parameters, arguments.threads),
     }
     if theirs:
-        record["llm_compressor"] = _summary(theirs, num_parameters, arguments.threads)
-        record["ratio"] = median(theirs) / median(ours)
-    text = json.dumps(record, indent=2)
-    print(text)
-    if arguments.output is not None:
-        arguments.output.write_text(text + "\n")
+        figures["llm_compressor"] = _summary(theirs, num_parameters, arguments.threads)
+        figures["ratio"] = median(theirs) / median(ours)
+    record.publish(begun.document(figures), arguments.output)
 
 
 def _ours(source: Path, destination: Path, threads: int) -> float:

@@ -1,4 +1,4 @@
-"""Soak a service: `python -m benchmarks.soak.run --minutes 10 --overload 3 --out FILE`.
+"""Soak a service: `python -m benchmarks.soak.run --minutes 10 --overload 3 --output FILE`.
 
 A `nybble serve` with the echo engine, slowed down so that its capacity is known, first gets as much as it can
 do and then a multiple of it. The checks are those of findings.py; the exit status is 1 when one fails.
@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
 import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks import record
 from benchmarks.soak.findings import Check, Observed, check_all
 from benchmarks.soak.server import ServerUnderTest
 from benchmarks.soak.traffic import Traffic
+from engines.bench.record import write_document
 
 STEP_SECONDS = 0.04
 MAX_NUM_SEQS = 16
@@ -52,7 +49,7 @@ async def soak(checkpoint: Path, minutes: float, overload: float) -> tuple[list[
         health = [(float(line.split()[0]), int(line.split()[1])) for line in await lines]
         left = await _left(server)
     statuses = Counter(str(e.status) for e in overloaded.exchanges)
-    record = {
+    figures = {
         "offered_requests_per_second": round(overload * capacity, 2),
         "capacity_tokens_per_second": MAX_NUM_SEQS / STEP_SECONDS,
         "goodput_at_capacity": round(at_capacity.goodput, 1),
@@ -62,7 +59,7 @@ async def soak(checkpoint: Path, minutes: float, overload: float) -> tuple[list[
         "num_cancelled": sum(e.was_cancelled for e in overloaded.exchanges),
         "resident_bytes": list(overloaded.resident_bytes[:: max(1, len(overloaded.resident_bytes) // 30)]),
     }
-    return check_all(at_capacity, overloaded, health, left), record
+    return check_all(at_capacity, overloaded, health, left), figures
 
 
 async def phase(
@@ -107,28 +104,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--overload", type=float, default=3.0, help="times the capacity (default 3)")
     parser.add_argument("--checkpoint", type=Path, help="whose tokenizer to use (default: the demo's)")
-    parser.add_argument("--out", type=Path, help="write a JSON record")
+    record.add_output_option(parser)
     options = parser.parse_args(arguments)
+    begun = record.begin("benchmarks.soak.run", arguments)
     root = Path(__file__).parents[2]
     checkpoint = options.checkpoint or root / "examples/demo_model/checkpoints/mistral-mxfp4"
-    checks, record = asyncio.run(soak(checkpoint, options.minutes, options.overload))
+    checks, figures = asyncio.run(soak(checkpoint, options.minutes, options.overload))
     for check in checks:
         print(f"{'holds ' if check.holds else 'FAILS '} {check.name}: {check.figures}")
-    if options.out is not None:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-        ).stdout.strip()
-        document = {
-            "command": "python -m benchmarks.soak.run " + " ".join(arguments or sys.argv[1:]),
-            "commit": commit,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-            **record,
-            "checks": [asdict(check) for check in checks],
-        }
-        with tempfile.NamedTemporaryFile("w", dir=options.out.parent, delete=False) as file:
-            json.dump(document, file, indent=2)
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(options.out)
+    if options.output is not None:
+        document = begun.document({**figures, "checks": [asdict(check) for check in checks]})
+        write_document(document, options.output)
     sys.exit(0 if all(check.holds for check in checks) else 1)
 
 

@@ -14,9 +14,9 @@ from engines.bench.run import BenchmarkResult
 
 
 def benchmark_json(result: BenchmarkResult) -> dict[str, Any]:
-    """machine, load, phases [{tokens_per_second, limit, share_of_limit, ...}], http [...]; SI units."""
+    """machine_limits, load, phases [{tokens_per_second, limit, share_of_limit}], http [...]; SI units."""
     return {
-        "machine": {"title": result.machine_title, **asdict(result.machine)},
+        "machine_limits": {"title": result.machine_title, **asdict(result.machine)},
         "load_seconds": result.load_seconds,
         "weight_bytes": result.weight_bytes,
         "peak_resident_bytes": result.peak_resident_bytes,

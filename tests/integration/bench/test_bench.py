@@ -42,7 +42,8 @@ def test_engine_and_service_in_one_report(checkpoint: Path, tmp_path: Path) -> N
         assert phase["num_requests"] == phase["num_streams"]
         assert 0 < phase["inter_token"]["p50_seconds"] <= phase["inter_token"]["maximum_seconds"]
         assert phase["offline_tokens_per_second"] > 0
-    assert report["machine"]["read_bytes_per_second"] > 0
+    assert report["machine_limits"]["read_bytes_per_second"] > 0
+    assert report["machine"]["num_cores"] > 0
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 

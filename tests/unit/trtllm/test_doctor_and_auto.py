@@ -16,7 +16,7 @@ from engines.cli_doctor import register
 from engines.doctor import find_checkpoints, judge
 from engines.errors import CheckpointError
 from engines.host_memory import parse_meminfo
-from engines.machine_report import parse_cpuinfo
+from engines.processor import parse_cpuinfo
 from engines.registry import choose_engine
 from engines.trtllm.machine import Machine
 from engines.trtllm.suitability import Fit
