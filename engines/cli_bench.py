@@ -33,13 +33,14 @@ def bench(
         list[int] | None, typer.Option(help="Streams at a time; may be repeated. [1, 8, 16]", min=1)
     ] = None,
     repeats: Annotated[int, typer.Option(help="Runs of each phase; the median counts.", min=1)] = 3,
+    kernels: Annotated[bool, typer.Option(help="Measure the linear layers by themselves too.")] = True,
     http: Annotated[bool, typer.Option(help="Measure a `nybble serve` over HTTP too.")] = True,
     plot: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Write throughput and latency against concurrency.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Measure prefill, decode, batched decode and the HTTP service, each beside the machine's own limit."""
+    """Measure linear layers, prefill, decode and the HTTP service, each beside the machine's own limit."""
     workload = Workload(
         num_prefill_tokens=prefill_tokens,
         num_decode_tokens=decode_tokens,
@@ -56,7 +57,9 @@ def bench(
     record = BenchmarkRecord("nybble", sys.argv[1:])
     progress = Console(stderr=True)
     with progress.status("starting") as status:
-        result = run_benchmark(options, workload, over_http=http, on_progress=status.update)
+        result = run_benchmark(
+            options, workload, with_kernels=kernels, over_http=http, on_progress=status.update
+        )
     if plot is not None and result.http:
         save_plot(result.http, f"{directory.resolve().name} on {result.machine_title}", plot)
     if as_json:

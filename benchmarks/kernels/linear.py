@@ -12,28 +12,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.bench.timed_cases import Case, best_seconds
 from engines.cpu import kernels
 from engines.cpu.machine_limits import MachineLimits, measure_machine_limits
 from engines.fp4 import mxfp4, nvfp4
 
 _COLD_BYTES = 320 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One product, ready to be called again and again; each call uses the next copy of the weight."""
-
-    name: str
-    num_rows: int
-    num_bytes: int
-    num_operations: int
-    call: Callable[[], None]
 
 
 def random_weights(
@@ -87,20 +75,6 @@ def quantized(
     else:
         kernels.quantize_nvfp4(x, 300.0, False, codes, scales)
     return codes, scales
-
-
-def best_seconds(cases: list[Case], seconds_per_case: float, clock: Callable[[], float]) -> list[float]:
-    """The best call of each case, the cases taking turns."""
-    best = [float("inf")] * len(cases)
-    spent = [0.0] * len(cases)
-    while min(spent) < seconds_per_case:
-        for i, case in enumerate(cases):
-            started = clock()
-            case.call()
-            elapsed = clock() - started
-            best[i] = min(best[i], elapsed)
-            spent[i] += elapsed
-    return best
 
 
 def report(cases: list[Case], best: list[float], limits: MachineLimits) -> None:

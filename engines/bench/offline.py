@@ -11,6 +11,7 @@ import numpy as np
 
 from engines.base import Engine
 from engines.bench.phase import OnProgress, Workload
+from engines.errors import InvalidRequest
 from engines.request import GenerationRequest, SamplingParams
 
 
@@ -80,8 +81,16 @@ class OfflineBenchmark:
 
 
 def steady_rate(streams: Sequence[Sequence[float]]) -> float:
-    """Tokens a second of all streams while all of them were decoding; at least two tokens each."""
+    """Tokens a second of all streams while all of them were decoding.
+
+    Raises InvalidRequest when there was no such time: one ended before another began.
+    """
     started = max(moments[0] for moments in streams)
     ended = min(moments[-1] for moments in streams)
+    if ended <= started:
+        raise InvalidRequest(
+            f"{len(streams)} streams were never all decoding at one time, so their rate together cannot be "
+            "told; ask for longer ones (--decode-tokens)"
+        )
     num_tokens = sum(started < moment <= ended for moments in streams for moment in moments)
     return num_tokens / (ended - started)

@@ -49,6 +49,31 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelPhase:
+    """One product of the model by itself, `num_rows` activations at a time.
+
+    `tokens_per_second` are rows over the best call's seconds; bytes are those of the weights as stored, a
+    multiply-add is two operations. `limit`, also in rows a second, is what bandwidth and arithmetic allow.
+    """
+
+    name: str
+    num_rows: int
+    num_outputs: int
+    num_columns: int
+    is_fp4: bool
+    tokens_per_second: float
+    bytes_per_second: float
+    operations_per_second: float
+    limit: float
+    bound: str
+
+    @property
+    def share_of_limit(self) -> float:
+        """Measured over possible."""
+        return self.tokens_per_second / self.limit
+
+
+@dataclass(frozen=True, slots=True)
 class Latency:
     """Percentiles over requests or tokens, in seconds."""
 

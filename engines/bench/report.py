@@ -9,17 +9,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engines.bench.phase import HttpPhase, Latency, Phase
+from engines.bench.phase import HttpPhase, KernelPhase, Latency, Phase
 from engines.bench.run import BenchmarkResult
 
 
 def benchmark_json(result: BenchmarkResult) -> dict[str, Any]:
-    """machine_limits, load, phases [{tokens_per_second, limit, share_of_limit}], http [...]; SI units."""
+    """machine_limits, kernels and phases [{tokens_per_second, limit, share_of_limit}], http; SI units."""
     return {
         "machine_limits": {"title": result.machine_title, **asdict(result.machine)},
         "load_seconds": result.load_seconds,
         "weight_bytes": result.weight_bytes,
         "peak_resident_bytes": result.peak_resident_bytes,
+        "kernels": [{**asdict(phase), "share_of_limit": phase.share_of_limit} for phase in result.kernels],
         "phases": [{**asdict(phase), "share_of_limit": phase.share_of_limit} for phase in result.phases],
         "http": [{**asdict(phase), "share_of_offline": phase.share_of_offline} for phase in result.http],
     }
@@ -36,9 +37,26 @@ def show(result: BenchmarkResult, console: Console) -> None:
             + ("" if resident is None else f", at most {resident / 1e9:.2f} GB resident")
         )
     )
+    if result.kernels:
+        console.print(_kernel_table(result.kernels))
     console.print(_phase_table(result.phases))
     if result.http:
         console.print(_http_table(result.http))
+
+
+def _kernel_table(phases: tuple[KernelPhase, ...]) -> Table:
+    table = Table("linear layer", "shape", "rows", "GB/s", "GFLOP/s", "share", "bound by")
+    for phase in phases:
+        table.add_row(
+            phase.name,
+            f"{phase.num_outputs}x{phase.num_columns} {'FP4' if phase.is_fp4 else 'dense'}",
+            str(phase.num_rows),
+            f"{phase.bytes_per_second / 1e9:,.1f}",
+            f"{phase.operations_per_second / 1e9:,.0f}",
+            f"{phase.share_of_limit:.0%}",
+            phase.bound,
+        )
+    return table
 
 
 def _phase_table(phases: tuple[Phase, ...]) -> Table:

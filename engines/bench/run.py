@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 
 from engines.base import Engine, EngineOptions
 from engines.bench.limits import measured_device, phases
+from engines.bench.linear_layers import measure_linear_layers
 from engines.bench.offline import OfflineBenchmark, OfflineRates
 from engines.bench.over_http import HttpBenchmark
-from engines.bench.phase import HttpPhase, OnProgress, Phase, Workload
+from engines.bench.phase import HttpPhase, KernelPhase, OnProgress, Phase, Workload
 from engines.bench.server_process import running_server
 from engines.capacity.cpu_device import cpu_device
 from engines.capacity.model_cost import model_cost
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.cpu import kernels
+from engines.cpu.linear import LinearOptions
 from engines.cpu.machine_limits import MachineLimits, measure_machine_limits
 from engines.errors import InvalidRequest
 from engines.host_memory import peak_resident_bytes, reset_peak_resident
@@ -30,14 +32,23 @@ class BenchmarkResult:
     load_seconds: float
     weight_bytes: int
     peak_resident_bytes: int | None
+    kernels: tuple[KernelPhase, ...]
     phases: tuple[Phase, ...]
     http: tuple[HttpPhase, ...]
 
 
 def run_benchmark(
-    options: EngineOptions, workload: Workload, *, over_http: bool, on_progress: OnProgress
+    options: EngineOptions,
+    workload: Workload,
+    *,
+    with_kernels: bool,
+    over_http: bool,
+    on_progress: OnProgress,
 ) -> BenchmarkResult:
-    """Machine, engine, and the service if wanted. Raises CheckpointError, InvalidRequest, LoadFailed."""
+    """Machine, linear layers if wanted, engine, service if wanted.
+
+    Raises CheckpointError, InvalidRequest, LoadFailed.
+    """
     assert options.checkpoint is not None
     checkpoint = Checkpoint.open(options.checkpoint)
     _check(workload, checkpoint.config.max_position_embeddings)
@@ -47,6 +58,10 @@ def run_benchmark(
     machine = measure_machine_limits()
     cost = model_cost(checkpoint, as_nvfp4=False)
     device = measured_device(cpu_device(), machine)
+    layers: tuple[KernelPhase, ...] = ()
+    if with_kernels:
+        linear_options = LinearOptions(options.activations == "checkpoint", options.numerics == "reference")
+        layers = measure_linear_layers(checkpoint, linear_options, device, on_progress)
     offline = asyncio.run(_offline(_fitted(options, workload), workload, on_progress))
     http: tuple[HttpPhase, ...] = ()
     if over_http:
@@ -59,6 +74,7 @@ def run_benchmark(
         load_seconds=offline.load_seconds,
         weight_bytes=cost.resident_bytes,
         peak_resident_bytes=offline.peak_resident_bytes,
+        kernels=layers,
         phases=phases(cost, device, workload, offline.rates),
         http=http,
     )

@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_engine_and_service_in_one_report(checkpoint: Path, tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
-    arguments = ["bench", str(checkpoint), *SHORT, "--decode-tokens", "8", "--json", "--plot", str(plot)]
+    arguments = ["bench", str(checkpoint), *SHORT, "--decode-tokens", "400", "--json", "--plot", str(plot)]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -34,7 +34,11 @@ def test_engine_and_service_in_one_report(checkpoint: Path, tmp_path: Path) -> N
         "decode, 1 stream",
         "decode, 3 streams",
     ]
-    for phase in report["phases"]:
+    layer = ["qkv", "attention output", "gate and up", "down", "head"]
+    assert [(each["num_rows"], each["name"]) for each in report["kernels"]] == [
+        (num_rows, name) for num_rows in (1, 8, 256) for name in layer
+    ]
+    for phase in report["phases"] + report["kernels"]:
         assert phase["tokens_per_second"] > 0
         assert phase["share_of_limit"] == pytest.approx(phase["tokens_per_second"] / phase["limit"])
     assert [phase["num_streams"] for phase in report["http"]] == [1, 3]
@@ -48,9 +52,10 @@ def test_engine_and_service_in_one_report(checkpoint: Path, tmp_path: Path) -> N
 
 
 def test_tables_for_people(checkpoint: Path) -> None:
-    arguments = ["bench", str(checkpoint), *SHORT, "--decode-tokens", "4", "--no-http"]
+    arguments = ["bench", str(checkpoint), *SHORT, "--decode-tokens", "400", "--no-http"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
+    assert "GFLOP/s" in result.stdout
     assert "prefill 40" in result.stdout
     assert "decode, 3 streams" in result.stdout
 
@@ -60,3 +65,19 @@ def test_more_tokens_than_the_model_has_positions_for(checkpoint: Path) -> None:
     assert isinstance(result.exception, InvalidRequest)
     assert "5001 tokens" in str(result.exception)
     assert "2048" in str(result.exception)
+
+
+def test_linear_layers_are_left_out_on_request(checkpoint: Path) -> None:
+    arguments = [
+        "bench",
+        str(checkpoint),
+        *SHORT,
+        "--decode-tokens",
+        "4",
+        "--no-http",
+        "--no-kernels",
+        "--json",
+    ]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["kernels"] == []

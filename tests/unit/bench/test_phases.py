@@ -14,6 +14,7 @@ from engines.bench.plot import save_plot, show_bars
 from engines.capacity.devices import Device
 from engines.capacity.model_cost import LayerCost, ModelCost
 from engines.cpu.machine_limits import MachineLimits
+from engines.errors import InvalidRequest
 
 MACHINE = MachineLimits("avx512", 2, 10e9, 0.1e12, 1e12, 0.05e12, None, None)
 COST = ModelCost(
@@ -37,6 +38,11 @@ def test_the_steady_rate_counts_only_while_all_streams_decode() -> None:
     # Between 2 and 4: two tokens of the first, three of the second.
     assert steady_rate([first, second]) == pytest.approx(5 / 2)
     assert steady_rate([first]) == pytest.approx(1.0)
+
+
+def test_streams_that_never_decode_together_have_no_rate() -> None:
+    with pytest.raises(InvalidRequest, match="2 streams were never all decoding"):
+        steady_rate([[0.0, 1.0], [1.0, 2.0]])
 
 
 def test_nearest_rank_percentiles() -> None:
