@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.base import EngineInfo, EngineStats, StepKind
-from engines.cpu.logprobs import log_softmax, token_logprob
+from engines.cpu.logprobs import token_logprob
 from engines.cpu.model_runner import ModelRunner, SequenceLogits
 from engines.cpu.prefill_pacer import PrefillPacer
 from engines.cpu.sampler import SequenceSampler
@@ -209,7 +209,7 @@ class EngineCore:
             position = result.scheduled.start + offset + 1
             if position == len(generation.prompt_logprobs) and position < sequence.num_prompt_tokens:
                 token_id = sequence.token_ids[position]
-                generation.prompt_logprobs.append(token_logprob(log_softmax(row), token_id, num_top))
+                generation.prompt_logprobs.append(token_logprob(row, token_id, num_top))
 
     def _emit(
         self, result: SequenceLogits, token_ids: tuple[int, ...] | EngineError | None
@@ -229,7 +229,7 @@ class EngineCore:
         if sampling.num_logprobs is not None:
             assert result.following is not None
             logprobs = tuple(
-                token_logprob(log_softmax(row), token_id, sampling.num_logprobs)
+                token_logprob(row, token_id, sampling.num_logprobs)
                 for row, token_id in zip(result.following, token_ids, strict=False)
             )
         reason = self._finish_reason(generation, token_ids[-1])

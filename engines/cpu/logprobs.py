@@ -1,4 +1,4 @@
-"""Log-probabilities of the model's own distribution, for one row of logits."""
+"""Log-probabilities of the model's own distribution, from logits."""
 
 from __future__ import annotations
 
@@ -8,26 +8,35 @@ from numpy.typing import NDArray
 from engines.request import TokenLogprob
 
 
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Stable log-softmax of float32 [vocab_size], summed in float64."""
-    shifted = logits - logits.max()
-    log_sum = np.log(np.exp(shifted, dtype=np.float64).sum())
-    result: NDArray[np.float32] = (shifted - log_sum).astype(np.float32)
+def log_sum_exp(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The logarithm of the sum of exponentials of float32 [..., vocab_size] logits, in float64 [...].
+
+    A token's log-probability is its logit less this.
+    """
+    maximum = rows.max(axis=-1, keepdims=True, initial=-np.inf)
+    shifted: NDArray[np.float64] = np.subtract(rows, maximum, dtype=np.float64)
+    np.exp(shifted, out=shifted)
+    result: NDArray[np.float64] = np.log(shifted.sum(axis=-1)) + maximum[..., 0]
     return result
 
 
-def token_logprob(logprobs: NDArray[np.float32], token_id: int, num_top: int) -> TokenLogprob:
-    """The entry for `token_id` with the `num_top` likeliest tokens; ties go to the lower id."""
-    chosen = logprobs[token_id]
-    rank = 1 + int(np.count_nonzero(logprobs > chosen))
-    return TokenLogprob(token_id, float(chosen), rank, _top(logprobs, num_top))
+def token_logprob(logits: NDArray[np.float32], token_id: int, num_top: int) -> TokenLogprob:
+    """The entry for `token_id` with the `num_top` likeliest tokens of float32 [vocab_size] logits.
+
+    Ties go to the lower id.
+    """
+    normalizer = float(log_sum_exp(logits))
+    chosen = logits[token_id]
+    rank = 1 + int(np.count_nonzero(logits > chosen))
+    top = tuple((int(best), float(logits[best]) - normalizer) for best in _top(logits, num_top))
+    return TokenLogprob(token_id, float(chosen) - normalizer, rank, top)
 
 
-def _top(logprobs: NDArray[np.float32], num_top: int) -> tuple[tuple[int, float], ...]:
+def _top(logits: NDArray[np.float32], num_top: int) -> NDArray[np.int64]:
+    """Ids of the largest logits, largest first."""
+    num_top = min(num_top, logits.size)
     if num_top == 0:
-        return ()
-    num_top = min(num_top, logprobs.size)
-    threshold = np.partition(logprobs, logprobs.size - num_top)[logprobs.size - num_top]
-    candidates = np.flatnonzero(logprobs >= threshold)
-    best = candidates[np.lexsort((candidates, -logprobs[candidates]))][:num_top]
-    return tuple((int(token_id), float(logprobs[token_id])) for token_id in best)
+        return np.empty(0, np.int64)
+    threshold = np.partition(logits, logits.size - num_top)[logits.size - num_top]
+    candidates = np.flatnonzero(logits >= threshold)
+    return candidates[np.lexsort((candidates, -logits[candidates]))][:num_top]

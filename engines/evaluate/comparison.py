@@ -19,8 +19,8 @@ from engines.evaluate.perplexity import (
     first_row,
     log_softmax,
     perplexity_result,
+    pick_targets,
     require_scored,
-    target_logprobs,
 )
 from engines.evaluate.windows import Windowing, windows
 
@@ -123,8 +123,8 @@ def _add_chunk(
     if targets.size == 0:
         return
     logprobs_a, logprobs_b = log_softmax(rows_a), log_softmax(rows_b)
-    totals.nll_a -= float(target_logprobs(logprobs_a, targets).sum())
-    totals.nll_b -= float(target_logprobs(logprobs_b, targets).sum())
+    totals.nll_a -= float(pick_targets(logprobs_a, targets).sum())
+    totals.nll_b -= float(pick_targets(logprobs_b, targets).sum())
     # rounding can leave a sum that is 0 in truth a hair below
     totals.kl.append(np.maximum((np.exp(logprobs_a) * (logprobs_a - logprobs_b)).sum(axis=-1), 0.0))
     best_a, best_b = rows_a.argmax(axis=-1), rows_b.argmax(axis=-1)

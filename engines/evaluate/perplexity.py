@@ -6,14 +6,18 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.cpu.logprobs import log_sum_exp
 from engines.errors import InvalidRequest
 from engines.evaluate.documents import Document, check_token_ids
 from engines.evaluate.logits import LogitsChunk, SequenceModel
 from engines.evaluate.windows import Window, Windowing, windows
+
+_Float = TypeVar("_Float", np.float32, np.float64)
 
 Progress = Callable[[int], None]
 """Called with the number of positions computed since the last call."""
@@ -57,7 +61,8 @@ def measure_perplexity(
             tokens = document.token_ids[window.begin : window.end]
             for chunk in model.logits(tokens, first_row=first_row(window)):
                 targets = chunk_targets(tokens, chunk)
-                total -= float(target_logprobs(log_softmax(chunk.rows[: targets.size]), targets).sum())
+                rows = chunk.rows[: targets.size]
+                total -= float((pick_targets(rows, targets) - log_sum_exp(rows)).sum())
                 num_scored += targets.size
             num_computed += len(tokens)
             progress(len(tokens))
@@ -96,15 +101,12 @@ def chunk_targets(tokens: Sequence[int], chunk: LogitsChunk) -> NDArray[np.int64
 
 def log_softmax(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     """Log-probabilities of float32 logits [num_rows, vocab_size], in float64."""
-    logits = rows.astype(np.float64)
-    logits -= logits.max(axis=-1, keepdims=True, initial=-np.inf)
-    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    return logits
+    return rows - log_sum_exp(rows)[:, None]
 
 
-def target_logprobs(logprobs: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The log-probability of each row's own target, float64 [num_rows]."""
-    picked: NDArray[np.float64] = np.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
+def pick_targets(rows: NDArray[_Float], targets: NDArray[np.int64]) -> NDArray[_Float]:
+    """From each of `rows` [num_rows, vocab_size] the entry of its own target, [num_rows]."""
+    picked: NDArray[_Float] = np.take_along_axis(rows, targets[:, None], axis=-1)[:, 0]
     return picked
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from engines.cpu.logprobs import log_softmax
 from engines.cpu.logprobs import token_logprob as model_token_logprob
 from engines.errors import GenerationFailed
 from engines.request import FinishReason, TokenLogprob, TokenOutput
@@ -147,7 +146,7 @@ def score_prompt(
             f"({len(prompt_token_ids)}, {vocab_size})"
         )
     entries = (
-        model_token_logprob(log_softmax(row[:vocab_size]), token_id, num_top)
+        model_token_logprob(row[:vocab_size], token_id, num_top)
         for row, token_id in zip(rows, prompt_token_ids[1:], strict=False)
     )
     return (None, *entries)

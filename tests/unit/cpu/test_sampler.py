@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from engines.cpu.logprobs import log_softmax, token_logprob
+from engines.cpu.logprobs import log_sum_exp, token_logprob
 from engines.cpu.sampler import SequenceSampler
 from engines.request import SamplingParams
 
@@ -125,11 +125,18 @@ def test_logits_are_left_untouched() -> None:
 
 
 def test_log_probabilities_sum_to_one_and_rank_from_one() -> None:
-    logprobs = log_softmax(LOGITS + np.float32(300.0))
-    assert float(np.exp(logprobs.astype(np.float64)).sum()) == pytest.approx(1.0, abs=1e-6)
-    entry = token_logprob(logprobs, 2, 3)
+    logits = LOGITS + np.float32(300.0)
+    assert np.exp(logits - log_sum_exp(logits)).sum() == pytest.approx(1.0, abs=1e-12)
+    entry = token_logprob(logits, 2, 3)
+    assert entry.logprob == pytest.approx(np.log(0.15), abs=1e-4)
     assert (entry.token_id, entry.rank) == (2, 3)
     assert [token_id for token_id, _ in entry.top] == [0, 1, 2]
     assert entry.top[2][1] == entry.logprob
-    assert token_logprob(logprobs, 0, 0).top == ()
-    assert len(token_logprob(logprobs, 0, 99).top) == VOCAB
+    assert token_logprob(logits, 0, 0).top == ()
+    assert len(token_logprob(logits, 0, 99).top) == VOCAB
+
+
+def test_the_likeliest_tokens_are_told_largest_first_and_ties_by_id() -> None:
+    logits = np.array([1.0, 3.0, 2.0, 3.0, 2.0, 2.0, 0.0, -1.0], np.float32)
+    assert [token_id for token_id, _ in token_logprob(logits, 0, 4).top] == [1, 3, 2, 4]
+    assert token_logprob(logits, 4, 0).rank == 3
