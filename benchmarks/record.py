@@ -1,4 +1,4 @@
-"""Records of the benchmarks in this folder: made alike (engines/bench/record.py), printed, kept on request."""
+"""Records of the benchmarks in this folder: made alike (engines/bench/record.py), printed and kept."""
 
 from __future__ import annotations
 

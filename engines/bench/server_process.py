@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,8 +22,13 @@ _MODEL = "bench"
 
 
 @asynccontextmanager
-async def running_server(directory: Path, options: Sequence[str]) -> AsyncIterator[Target]:
-    """Serve `directory` on a free port of the loopback address, as a user would. Raises LoadFailed."""
+async def running_server(
+    directory: Path, options: Sequence[str], on_start: Callable[[int], None] = lambda _: None
+) -> AsyncIterator[Target]:
+    """Serve `directory` on a free port of the loopback address, as a user would. Raises LoadFailed.
+
+    `on_start` gets the process id before anything is loaded.
+    """
     port = free_port()
     command = [
         sys.executable, "-c", "from service.cli import main; main()", "serve", str(directory),
@@ -34,6 +39,7 @@ async def running_server(directory: Path, options: Sequence[str]) -> AsyncIterat
         process = await asyncio.create_subprocess_exec(
             *command, stdout=log, stderr=log, env=_environment(os.environ)
         )
+        on_start(process.pid)
         try:
             await _wait_until_ready(process, port)
             yield Target("127.0.0.1", port, _MODEL)
