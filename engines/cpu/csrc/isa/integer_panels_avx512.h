@@ -36,7 +36,6 @@ void unpack_shared(const PanelSource& source, int num_blocks, __m128i lowest, in
     const __m512i add = _mm512_shuffle_epi8(bias, first_bytes);
     for (int step = 0; step < 4; ++step) {
       const std::uint8_t* codes = source.codes + (b * 4 + step) * 64;
-      prefetch_ahead(codes);
       const __m512i raw = _mm512_load_si512(codes);
       const __m512i low = _mm512_shuffle_epi8(table, low_nibbles(raw));
       const __m512i high = _mm512_shuffle_epi8(table, low_nibbles(_mm512_srli_epi16(raw, 4)));
@@ -55,7 +54,6 @@ float unpack_blocks(const PanelSource& source, int num_blocks, int p, Unpacked<P
   for (int b = 0; b < num_blocks; ++b) {
     for (int step = 0; step < Group / 8; ++step) {
       const std::uint8_t* codes = source.codes + (b * (Group / 8) + step) * 64;
-      prefetch_ahead(codes);
       const __m512i raw = _mm512_load_si512(codes);
       std::uint8_t (*target)[Panels][64] = out.codes + (b * (Group / 8) + step) * 2;
       _mm512_store_si512(target[0][p], _mm512_shuffle_epi8(table, low_nibbles(raw)));
@@ -68,11 +66,17 @@ float unpack_blocks(const PanelSource& source, int num_blocks, int p, Unpacked<P
   return _mm512_reduce_max_ps(largest);
 }
 
+/// Packed weights that a product fetches while it multiplies, a line per vector: unpacking alone, with nothing to do
+/// meanwhile, would wait for memory. Once they are fetched, lines that are in L1 take their place.
+struct Ahead {
+  const std::uint8_t* panels[2];  // one superblock's codes each
+};
+
 /// Rows x Panels outputs over the vectors [begin, end) of a superblock: sums[row][panel] = bias + dot product.
 /// Split sums keep the instruction's latency hidden when there are few outputs.
 template <int Rows, int Panels, int Parts>
 inline void multiply(const Unpacked<Panels>& weights, const std::int8_t* const* codes, int begin, int end,
-                     const std::int32_t* biases, __m512i (&sums)[Rows][Panels]) {
+                     const std::int32_t* biases, const Ahead& ahead, __m512i (&sums)[Rows][Panels]) {
   constexpr int kSplit = Rows * Panels * Parts <= 6 ? 2 : 1;
   __m512i acc[kSplit][Parts][Rows][Panels];
   for (int r = 0; r < Rows; ++r) {
@@ -83,6 +87,7 @@ inline void multiply(const Unpacked<Panels>& weights, const std::int8_t* const* 
   }
   for (int v = begin; v < end; v += kSplit) {
     for (int s = 0; s < kSplit; ++s) {
+      __builtin_prefetch(ahead.panels[(v + s) % 2] + (v + s) / 2 * 64, 0, 2);
       __m512i w[Panels];
       for (int p = 0; p < Panels; ++p) w[p] = _mm512_load_si512(weights.codes[v + s][p]);
       for (int r = 0; r < Rows; ++r) {
@@ -119,9 +124,9 @@ struct TileRows {
 };
 
 template <int Rows, int Panels, int Parts>
-void shared_tile(const Unpacked<Panels>& weights, int num_blocks, const TileRows<Rows>& rows) {
+void shared_tile(const Unpacked<Panels>& weights, int num_blocks, const TileRows<Rows>& rows, const Ahead& ahead) {
   __m512i sums[Rows][Panels];
-  multiply<Rows, Panels, Parts>(weights, rows.codes, 0, num_blocks * 8, rows.biases, sums);
+  multiply<Rows, Panels, Parts>(weights, rows.codes, 0, num_blocks * 8, rows.biases, ahead, sums);
   for (int p = 0; p < Panels; ++p) {
     const F16 quarter = load(weights.quarters[0][p]);
     for (int r = 0; r < Rows; ++r) {
@@ -134,7 +139,8 @@ void shared_tile(const Unpacked<Panels>& weights, int num_blocks, const TileRows
 /// Block by block. `scales` and `biases` of row r and block b: at [r][b] behind the given pointers.
 template <int Rows, int Panels, int Parts, int Group, bool Clamp>
 void block_tile(const Unpacked<Panels>& weights, int num_blocks, const TileRows<Rows>& rows,
-                const float* const (&scales)[Rows], int64_t scale_step, const std::int32_t* const (&biases)[Rows]) {
+                const float* const (&scales)[Rows], int64_t scale_step, const std::int32_t* const (&biases)[Rows],
+                const Ahead& ahead) {
   F16 part_sums[Rows][Panels];
   for (int r = 0; r < Rows; ++r) {
     for (int p = 0; p < Panels; ++p) part_sums[r][p] = splat(0.0F);
@@ -143,7 +149,8 @@ void block_tile(const Unpacked<Panels>& weights, int num_blocks, const TileRows<
     std::int32_t block_biases[Rows];
     for (int r = 0; r < Rows; ++r) block_biases[r] = biases[r][b];
     __m512i sums[Rows][Panels];
-    multiply<Rows, Panels, Parts>(weights, rows.codes, b * (Group / 4), (b + 1) * (Group / 4), block_biases, sums);
+    multiply<Rows, Panels, Parts>(weights, rows.codes, b * (Group / 4), (b + 1) * (Group / 4), block_biases, ahead,
+                                  sums);
     for (int p = 0; p < Panels; ++p) {
       const F16 quarter = load(weights.quarters[b][p]);
       for (int r = 0; r < Rows; ++r) {
@@ -185,14 +192,34 @@ class PanelGroup {
   }
 
  private:
+  /// The codes of a superblock further on, in these panels or in the next group's.
+  const std::uint8_t* codes_ahead(int64_t superblock, int p) const {
+    const Fp4View& weight = args_.weight;
+    const int64_t num_superblocks = (weight.num_columns + kSuperblockColumns - 1) / kSuperblockColumns;
+    const int64_t next = superblock + kPrefetchSuperblocks;
+    const int64_t panel = first_panel_ + p + next / num_superblocks * Panels;
+    // An address for prefetching only: it may lie past the last panel.
+    const auto base =
+        reinterpret_cast<std::uintptr_t>(weight.data) + static_cast<std::size_t>(panel) * weight.panel_bytes;
+    return reinterpret_cast<const std::uint8_t*>(base) + next % num_superblocks * (kSuperblockColumns * 8);
+  }
+
+  Ahead take_ahead() {
+    const Ahead ahead = ahead_;
+    ahead_ = {unpacked_.codes[0][0], unpacked_.codes[0][0]};
+    return ahead;
+  }
+
   void run_superblock(int64_t superblock) {
     superblock_ = superblock;
+    ahead_ = {codes_ahead(superblock, 0), codes_ahead(superblock, Panels - 1)};
     num_blocks_ = static_cast<int>(superblock_columns(args_.weight.num_columns, superblock) / Group);
     PanelSource sources[Panels];
     bool shared = Group == 32;
     __m128i lowest[Panels];
     for (int p = 0; p < Panels; ++p) {
       sources[p] = panel_source(args_.weight, first_panel_ + p, superblock);
+      prefetch_scales(args_.weight, sources[p], superblock);
       shared = shared && share_exponent(sources[p], num_blocks_, &lowest[p]);
     }
     if (shared) {
@@ -214,13 +241,21 @@ class PanelGroup {
     });
   }
 
+  /// Tiles of at most MaxRows rows that differ by at most one: a tile of one or two rows would wait for its own sums.
   template <int MaxRows, typename Function>
   static void for_tiles(int64_t row, int64_t end, const Function& function) {
-    for (; row + MaxRows <= end; row += MaxRows) function.template operator()<MaxRows>(row);
-    if constexpr (MaxRows > 1) {
-      constexpr int kNext = MaxRows > 6 ? 6 : (MaxRows > 3 ? 3 : 1);
-      for_tiles<kNext>(row, end, function);
+    for (int64_t num_tiles = (end - row + MaxRows - 1) / MaxRows; num_tiles > 0; --num_tiles) {
+      row += run_tile<MaxRows>((end - row + num_tiles - 1) / num_tiles, row, function);
     }
+  }
+
+  template <int Rows, typename Function>
+  static int64_t run_tile(int64_t num_rows, int64_t row, const Function& function) {
+    if constexpr (Rows > 1) {
+      if (num_rows < Rows) return run_tile<Rows - 1>(num_rows, row, function);
+    }
+    function.template operator()<Rows>(row);
+    return Rows;
   }
 
   float* sums(int64_t row) { return sums_ + (row - row_begin_) * Panels * 16; }
@@ -235,7 +270,7 @@ class PanelGroup {
       tile.biases[r] = args_.rows.biases[slot + r];
       tile.out[r] = sums(row + r);
     }
-    shared_tile<Rows, Panels, Parts>(unpacked_, num_blocks_, tile);
+    shared_tile<Rows, Panels, Parts>(unpacked_, num_blocks_, tile, take_ahead());
   }
 
   /// 32 rows (W4A4) or 16 rows in two parts: two tiles of activations times one or two of weights. Rows past the end
@@ -305,9 +340,11 @@ class PanelGroup {
     }
     constexpr int64_t kScaleStep = Parts == 2 ? 0 : 1;
     if (clamp_) {
-      block_tile<Rows, Panels, Parts, Group, true>(unpacked_, num_blocks_, tile, scales, kScaleStep, biases);
+      block_tile<Rows, Panels, Parts, Group, true>(unpacked_, num_blocks_, tile, scales, kScaleStep, biases,
+                                                   take_ahead());
     } else {
-      block_tile<Rows, Panels, Parts, Group, false>(unpacked_, num_blocks_, tile, scales, kScaleStep, biases);
+      block_tile<Rows, Panels, Parts, Group, false>(unpacked_, num_blocks_, tile, scales, kScaleStep, biases,
+                                                    take_ahead());
     }
   }
 
@@ -317,6 +354,7 @@ class PanelGroup {
   int64_t superblock_ = 0;
   int num_blocks_ = 0;
   bool clamp_ = true;
+  Ahead ahead_{};
   Unpacked<Panels> unpacked_;
   alignas(64) std::int32_t products_[Tiles::kTiles ? 4 : 1][16][16];
   alignas(64) float sums_[kMaxBlockRows * Panels * 16];

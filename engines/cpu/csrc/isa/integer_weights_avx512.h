@@ -5,7 +5,11 @@
 
 namespace nybble::NYBBLE_ISA {
 
-constexpr int64_t kPrefetchBytes = 3072;  // ahead in the packed weights
+// How far ahead packed weights are fetched, measured. Into L2 early, where many lines may be under way at once; into L1
+// late, from L2.
+constexpr int64_t kFarPrefetchBytes = 16384;
+constexpr int64_t kNearPrefetchBytes = 3072;
+constexpr int64_t kPrefetchSuperblocks = 8;  // for scale bytes, which lie apart from the codes
 
 /// One superblock of one panel.
 struct PanelSource {
@@ -22,7 +26,17 @@ inline PanelSource panel_source(const Fp4View& weight, int64_t panel, int64_t su
 
 inline __m512i low_nibbles(__m512i raw) { return _mm512_and_si512(raw, _mm512_set1_epi8(15)); }
 
-inline void prefetch_ahead(const std::uint8_t* codes) { __builtin_prefetch(codes + kPrefetchBytes, 0, 3); }
+inline void prefetch_far(const std::uint8_t* codes) { __builtin_prefetch(codes + kFarPrefetchBytes, 0, 2); }
+
+inline void prefetch_near(const std::uint8_t* codes) { __builtin_prefetch(codes + kNearPrefetchBytes, 0, 3); }
+
+/// Scale bytes of a superblock further on, in this panel or at the same place past the end of the next one's codes.
+inline void prefetch_scales(const Fp4View& weight, const PanelSource& source, int64_t superblock) {
+  const int64_t superblock_bytes = kSuperblockColumns / weight.group_size * 16;
+  const std::uint8_t* ahead = source.scales + kPrefetchSuperblocks * superblock_bytes;
+  if ((superblock + kPrefetchSuperblocks) * kSuperblockColumns >= weight.num_columns) ahead += weight.scale_offset;
+  for (int64_t i = 0; i < superblock_bytes; i += 64) __builtin_prefetch(ahead + i, 0, 3);
+}
 
 /// Doubled codes plus 12, by code, in each 16 bytes.
 inline __m512i biased_codes() {

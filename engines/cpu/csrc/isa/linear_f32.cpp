@@ -166,10 +166,17 @@ inline F16 load_column(const DenseView& weight, int64_t index) {
   return weight.element_type == ElementType::kBfloat16 ? load_bfloat16(halves) : load_float16(halves);
 }
 
+/// Weights fetched ahead by a pass over a panel: every `step`-th cache line from `first_line` on.
+struct DensePrefetch {
+  int64_t ahead_bytes;
+  int64_t first_line;
+  int64_t step;
+};
+
 /// Few rows: weights go from memory into the products, in the order of `accumulate`, so the bits are the same.
 template <int Rows>
-void dense_panel(const DenseArgs& args, int64_t panel, int64_t first_row) {
-  constexpr int64_t kPrefetchColumns = 96;
+void dense_panel(const DenseArgs& args, int64_t panel, int64_t first_row, const DensePrefetch& prefetch) {
+  constexpr int64_t kNearBytes = 3072;  // from L2 into L1
   const DenseView weight = args.weight;
   const int64_t num_columns = weight.num_columns;
   const int64_t first = panel * num_columns * 16;
@@ -181,8 +188,12 @@ void dense_panel(const DenseArgs& args, int64_t panel, int64_t first_row) {
   }
   int64_t k = 0;
   for (; k + kChains <= num_columns; k += kChains) {
-    for (int64_t ahead = 0; ahead < kChains * column_bytes; ahead += 64) {
-      __builtin_prefetch(weight.data + (first / 16 + k + kPrefetchColumns) * column_bytes + ahead);
+    const std::uint8_t* here = weight.data + (first / 16 + k) * column_bytes;
+    for (int64_t offset = 0; offset < kChains * column_bytes; offset += 64) {
+      __builtin_prefetch(here + kNearBytes + offset, 0, 3);
+    }
+    for (int64_t line = prefetch.first_line; line < kChains * column_bytes / 64; line += prefetch.step) {
+      __builtin_prefetch(here + prefetch.ahead_bytes + line * 64, 0, 2);
     }
     for (int c = 0; c < kChains; ++c) {
       const F16 w = load_column(weight, first + (k + c) * 16);
@@ -203,11 +214,11 @@ void dense_panel(const DenseArgs& args, int64_t panel, int64_t first_row) {
 }
 
 template <int Rows>
-void dense_rows(const DenseArgs& args, int64_t panel, int64_t row) {
+void dense_rows(const DenseArgs& args, int64_t panel, int64_t row, const DensePrefetch& prefetch) {
   if (args.num_rows - row == Rows) {
-    dense_panel<Rows>(args, panel, row);
+    dense_panel<Rows>(args, panel, row, prefetch);
   } else if constexpr (Rows > 1) {
-    dense_rows<Rows - 1>(args, panel, row);
+    dense_rows<Rows - 1>(args, panel, row, prefetch);
   }
 }
 
@@ -230,10 +241,16 @@ void fp4_linear_f32(const Fp4F32Args& args, int64_t panel_begin, int64_t panel_e
 }
 
 void dense_linear(const DenseArgs& args, int64_t panel_begin, int64_t panel_end) {
-  if (args.num_rows <= 2 * kRowTile) {  // the second pass over a panel finds it in L2
+  if (args.num_rows <= 2 * kRowTile) {
+    constexpr int64_t kFarBytes = 16384;  // into L2
+    const int64_t element_bytes = args.weight.element_type == ElementType::kFloat32 ? 4 : 2;
+    // Two passes over a panel share the fetching of the next one: the second finds its own panel in L2, and memory
+    // would stand idle meanwhile.
+    const bool two_passes = args.num_rows > kRowTile;
+    const int64_t ahead = two_passes ? args.weight.num_columns * 16 * element_bytes : kFarBytes;
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      if (args.num_rows > kRowTile) dense_panel<kRowTile>(args, panel, 0);
-      dense_rows<kRowTile>(args, panel, args.num_rows > kRowTile ? kRowTile : 0);
+      if (two_passes) dense_panel<kRowTile>(args, panel, 0, {ahead, 0, 2});
+      dense_rows<kRowTile>(args, panel, two_passes ? kRowTile : 0, {ahead, two_passes ? 1 : 0, two_passes ? 2 : 1});
     }
     return;
   }

@@ -21,6 +21,7 @@ class FewRows {
     for (int64_t k = 0; k < weight.num_columns; k += kSuperblockColumns) {
       const int64_t superblock = k / kSuperblockColumns;
       const PanelSource source = panel_source(weight, panel, superblock);
+      prefetch_scales(weight, source, superblock);
       const int num_blocks = static_cast<int>(superblock_columns(weight.num_columns, superblock) / Group);
       __m128i lowest;
       if (Group == 32 && rows_regular(superblock) && share_exponent(source, num_blocks, &lowest)) {
@@ -54,7 +55,8 @@ class FewRows {
       parts[r][Parts - 1] = _mm512_set1_epi32(biases[r]);
     }
     for (int step = 0; step < Group / 8; ++step) {
-      prefetch_ahead(packed + step * 64);
+      prefetch_far(packed + step * 64);
+      prefetch_near(packed + step * 64);
       const __m512i raw = _mm512_load_si512(packed + step * 64);
       const __m512i low = _mm512_shuffle_epi8(table, low_nibbles(raw));
       const __m512i high = _mm512_shuffle_epi8(table, low_nibbles(_mm512_srli_epi16(raw, 4)));
