@@ -10,6 +10,9 @@ import typer
 from rich.console import Console
 
 from engines.base import EngineOptions
+from engines.bench.peers.catalogue import FAMILIES, PEER_MODELS, Choice, checked_families, parsed_pythons
+from engines.bench.peers.compare import compare_with_peers
+from engines.bench.peers.report import comparison_json, show_comparison
 from engines.bench.phase import Workload
 from engines.bench.plot import save_plot, show_bars
 from engines.bench.record import BenchmarkRecord, document_text
@@ -38,6 +41,20 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Write throughput and latency against concurrency.")
     ] = None,
+    peers: Annotated[bool, typer.Option(help="Measure other systems too, in turn with this one.")] = False,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"One of {', '.join(FAMILIES)}; may be repeated. [all]"),
+    ] = None,
+    peer_python: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PYTHON", help="Interpreter in which a peer is installed; may be repeated."
+        ),
+    ] = None,
+    peer_models: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the model is kept in the peers' formats.")
+    ] = PEER_MODELS,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Measure linear layers, prefill, decode and the HTTP service, each beside the machine's own limit."""
@@ -54,18 +71,31 @@ def bench(
         num_threads=num_threads,
         max_model_len=None,
     )
+    choice = Choice(peer_models, checked_families(peer or []), parsed_pythons(peer_python or []))
     record = BenchmarkRecord("nybble", sys.argv[1:])
     progress = Console(stderr=True)
     with progress.status("starting") as status:
         result = run_benchmark(
             options, workload, with_kernels=kernels, over_http=http, on_progress=status.update
         )
+        compared = (
+            compare_with_peers(
+                [directory], choice, workload, num_threads=num_threads, on_progress=status.update
+            )
+            if peers
+            else None
+        )
     if plot is not None and result.http:
         save_plot(result.http, f"{directory.resolve().name} on {result.machine_title}", plot)
     if as_json:
-        typer.echo(document_text(record.document(benchmark_json(result))))
+        figures = benchmark_json(result)
+        if compared is not None:
+            figures["peers"] = comparison_json(compared)
+        typer.echo(document_text(record.document(figures)))
         return
     console = Console(highlight=False)
     show(result, console)
     if result.http:
         show_bars(result.http, console)
+    if compared is not None:
+        show_comparison(compared, console)

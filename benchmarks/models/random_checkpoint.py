@@ -3,7 +3,9 @@
 `python -m benchmarks.models.random_checkpoint 1b DIR --format mxfp4 --layout compressed-tensors`
 
 Weights have variance 1 / num_inputs, so that activations keep their size from layer to layer; codes are
-uniform random bytes, of which one block is drawn and repeated. The same shape gives the same bytes.
+uniform random bytes, of which one block is drawn and repeated, from another place in it for every tensor:
+programs that keep equal tensors once would read less than a real model has. The same shape gives the same
+bytes.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from engines.quantize.layouts import (
 
 SHARD_BYTES = 2 << 30
 _BLOCK_BYTES = 8 << 20
+_TENSOR_STEP_BYTES = 1_000_003  # odd, so that as many tensors as the block has bytes begin at different ones
 _CODE_RMS = math.sqrt((0.25 + 1 + 2.25 + 4 + 9 + 16 + 36) / 8)  # of uniform E2M1 codes
 _E4M3_ONE = 0x38  # the eight codes from here on are 1.0 to 1.875
 _E4M3_RMS = math.sqrt(sum((1 + eighth / 8) ** 2 for eighth in range(8)) / 8)
@@ -120,6 +123,7 @@ class _Noise:
         self._widths = widths
         self._random = np.random.Generator(np.random.PCG64(0))
         self._codes = self._random.bytes(_BLOCK_BYTES)
+        self._num_coded = 0
         self._normal = self._random.standard_normal(_BLOCK_BYTES // 2, dtype=np.float32)
 
     def tensors(self, specs: list[TensorSpec]) -> Iterator[bytes]:
@@ -129,11 +133,16 @@ class _Noise:
             if spec.dtype == "BF16":
                 yield self._dense(spec)
             elif role in ("weight", "weight_packed"):
-                yield _repeated(self._codes, spec.num_bytes)
+                yield self._shifted_codes(spec.num_bytes)
             elif role == "weight_scale":
                 yield self._scales(spec, self._widths[module])
             else:
                 yield _scalar(role, self._widths[module])
+
+    def _shifted_codes(self, num_bytes: int) -> bytes:
+        begin = self._num_coded * _TENSOR_STEP_BYTES % len(self._codes)
+        self._num_coded += 1
+        return _repeated(self._codes[begin:] + self._codes[:begin], num_bytes)
 
     def _dense(self, spec: TensorSpec) -> bytes:
         if len(spec.shape) == 1:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engines.base import Engine
+from engines.base import Engine, EngineOptions
 from engines.bench.phase import OnProgress, Workload
-from engines.errors import InvalidRequest
+from engines.bench.steady_rate import steady_rate
 from engines.request import GenerationRequest, SamplingParams
 
 
@@ -21,6 +20,16 @@ class OfflineRates:
 
     prefill: tuple[float, ...]
     decode: dict[int, tuple[float, ...]]
+
+
+def benchmark_options(options: EngineOptions, workload: Workload) -> EngineOptions:
+    """Room for the largest batch, and nothing that random prompts would mislead."""
+    return replace(
+        options,
+        max_num_seqs=max(options.max_num_seqs, *workload.concurrencies),
+        prefix_caching=False,
+        speculation="off",  # random text repeats itself as no real one does
+    )
 
 
 class OfflineBenchmark:
@@ -78,19 +87,3 @@ class OfflineBenchmark:
         async for output in self._engine.generate(request):
             moments.extend([time.perf_counter()] * len(output.token_ids))
         return moments
-
-
-def steady_rate(streams: Sequence[Sequence[float]]) -> float:
-    """Tokens a second of all streams while all of them were decoding.
-
-    Raises InvalidRequest when there was no such time: one ended before another began.
-    """
-    started = max(moments[0] for moments in streams)
-    ended = min(moments[-1] for moments in streams)
-    if ended <= started:
-        raise InvalidRequest(
-            f"{len(streams)} streams were never all decoding at one time, so their rate together cannot be "
-            "told; ask for longer ones (--decode-tokens)"
-        )
-    num_tokens = sum(started < moment <= ended for moments in streams for moment in moments)
-    return num_tokens / (ended - started)

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 
 from engines.bench.http_load import StreamTimes, Target, run_load
-from engines.bench.offline import steady_rate
 from engines.bench.phase import HttpPhase, Latency, OnProgress, Workload, median
+from engines.bench.steady_rate import steady_rate
 
 
 class HttpBenchmark:

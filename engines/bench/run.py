@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from engines.base import Engine, EngineOptions
 from engines.bench.limits import measured_device, phases
 from engines.bench.linear_layers import measure_linear_layers
-from engines.bench.offline import OfflineBenchmark, OfflineRates
+from engines.bench.offline import OfflineBenchmark, OfflineRates, benchmark_options
 from engines.bench.over_http import HttpBenchmark
 from engines.bench.phase import HttpPhase, KernelPhase, OnProgress, Phase, Workload
 from engines.bench.server_process import running_server
@@ -62,7 +62,7 @@ def run_benchmark(
     if with_kernels:
         linear_options = LinearOptions(options.activations == "checkpoint", options.numerics == "reference")
         layers = measure_linear_layers(checkpoint, linear_options, device, on_progress)
-    offline = asyncio.run(_offline(_fitted(options, workload), workload, on_progress))
+    offline = asyncio.run(_offline(benchmark_options(options, workload), workload, on_progress))
     http: tuple[HttpPhase, ...] = ()
     if over_http:
         http = asyncio.run(
@@ -111,18 +111,10 @@ async def _over_http(
 ) -> tuple[HttpPhase, ...]:
     assert options.checkpoint is not None
     on_progress("starting the server")
-    async with running_server(options.checkpoint, serve_arguments(_fitted(options, workload))) as target:
+    async with running_server(
+        options.checkpoint, serve_arguments(benchmark_options(options, workload))
+    ) as target:
         return await HttpBenchmark(target, workload, vocab_size).measure(offline.decode, on_progress)
-
-
-def _fitted(options: EngineOptions, workload: Workload) -> EngineOptions:
-    """Room for the largest batch; a whole prompt in a step, as it is when nothing else runs."""
-    return replace(
-        options,
-        max_num_seqs=max(options.max_num_seqs, *workload.concurrencies),
-        prefix_caching=False,
-        speculation="off",  # random text repeats itself as no real one does
-    )
 
 
 def serve_arguments(options: EngineOptions) -> list[str]:

@@ -41,6 +41,13 @@ def test_activations_keep_their_size(tmp_path: Path) -> None:
     assert 0.5 < np.sqrt(np.mean(np.square(weight)) * weight.shape[1]) < 2.0
 
 
+def test_no_two_weights_are_alike(tmp_path: Path) -> None:
+    make_random_checkpoint(tmp_path / "model", SHAPES["tiny"], "nvfp4", "modelopt")
+    modules = Checkpoint.open(tmp_path / "model").modules()
+    codes = [module.packed.tobytes() for module in modules if isinstance(module, Fp4Tensors)]
+    assert len({each[:64] for each in codes}) == len(codes) == 14
+
+
 def test_the_same_shape_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         make_random_checkpoint(tmp_path / name, SHAPES["tiny"], "nvfp4", "modelopt")

@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 from engines.bench.limits import measured_device, phases
-from engines.bench.offline import OfflineRates, steady_rate
+from engines.bench.offline import OfflineRates
 from engines.bench.phase import HttpPhase, Latency, Phase, Workload
 from engines.bench.plot import save_plot, show_bars
+from engines.bench.steady_rate import steady_rate
 from engines.capacity.devices import Device
 from engines.capacity.model_cost import LayerCost, ModelCost
 from engines.cpu.machine_limits import MachineLimits
