@@ -1,11 +1,14 @@
 // Attention and the KV cache over whole batches: checks, work units, threads.
 
 #include <algorithm>
+#include <atomic>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "aligned_buffer.h"
+#include "attention_layout.h"
 #include "index_checks.h"
 #include "isa.h"
 #include "ops.h"
@@ -16,14 +19,14 @@ namespace nybble {
 void kv_write(const KvWriteArgs& args, std::int64_t num_rows) {
   check_indices("slots", args.slots, num_rows, args.cache.num_blocks * args.cache.block_size);
   const KernelTable& table = kernels();
-  // Not parallel: two rows may name one slot, and then the later one has to win.
-  table.kv_write(args, 0, num_rows);
+  // By head, not by row: two rows may name one slot, and then the later one has to win.
+  parallel_for(args.cache.num_kv_heads, static_cast<double>(2 * num_rows * args.cache.head_dim),
+               [&](std::int64_t begin, std::int64_t end) { table.kv_write(args, num_rows, begin, end); });
 }
 
 namespace {
 
 constexpr std::int64_t kMaxBlockSize = 256;
-constexpr std::int64_t kMaxHeadsPerKvHead = 64;
 
 void check_attention(const AttentionArgs& args, const AttentionBatch& batch) {
   const KvCache& cache = args.cache;
@@ -65,44 +68,148 @@ void plan_sequence(const AttentionArgs& args, const AttentionBatch& batch, std::
                                   std::to_string(args.cache.num_blocks));
     }
   }
-  for (std::int64_t row = 0; row < num_rows; row += kAttentionUnitRows) {
-    const int rows = static_cast<int>(std::min<std::int64_t>(kAttentionUnitRows, num_rows - row));
+  const std::int64_t group = args.num_heads / args.cache.num_kv_heads;
+  const std::int64_t unit_rows = std::max<std::int64_t>(1, kAttentionUnitQueries / group);
+  for (std::int64_t row = 0; row < num_rows; row += unit_rows) {
+    const int rows = static_cast<int>(std::min(unit_rows, num_rows - row));
     units.push_back({first_row + row, start + row, rows, block_table});
   }
 }
 
-/// Keys, values and transposed keys of a block; queries, sums and scores of a unit's rows.
-std::size_t attention_workspace_floats(const AttentionArgs& args) {
-  const std::int64_t stride = (args.cache.head_dim + 15) / 16 * 16;
-  const std::int64_t width = (args.cache.block_size + 15) / 16 * 16;
-  const std::int64_t queries = kAttentionUnitRows * (args.num_heads / args.cache.num_kv_heads);
-  return static_cast<std::size_t>(3 * stride * width + queries * (2 * stride + width));
+struct Partitions {
+  std::int64_t first, last;
+};
+
+Partitions partitions_of(const AttentionArgs& args, const AttentionUnit& unit) {
+  const std::int64_t window = args.sliding_window;
+  const std::int64_t oldest = window > 0 ? std::max<std::int64_t>(0, unit.first_position - window + 1) : 0;
+  return {oldest / kAttentionPartitionKeys, (unit.first_position + unit.num_rows - 1) / kAttentionPartitionKeys + 1};
 }
+
+/// Positions a unit reads, times its rows.
+std::int64_t unit_cost(const AttentionArgs& args, const AttentionUnit& unit) {
+  const std::int64_t positions = unit.first_position + unit.num_rows;
+  return unit.num_rows *
+         (args.sliding_window > 0 ? std::min(positions, args.sliding_window + unit.num_rows) : positions);
+}
+
+float* grown(AlignedBuffer& buffer, std::int64_t num_floats) {
+  const std::size_t num_bytes = static_cast<std::size_t>(num_floats) * sizeof(float);
+  if (buffer.num_bytes() < num_bytes) buffer = AlignedBuffer(num_bytes);
+  return reinterpret_cast<float*>(buffer.data());
+}
+
+/// A thread's scratch and state for one unit, kept between calls.
+float* thread_workspace(std::int64_t num_floats) {
+  thread_local AlignedBuffer buffer;
+  return grown(buffer, num_floats);
+}
+
+/// One attention call's units, spread over the threads.
+class AttentionRun {
+ public:
+  AttentionRun(const AttentionArgs& args, std::vector<AttentionUnit> units) : args_(args), units_(std::move(units)) {
+    // Long units first: the threads then end together.
+    std::stable_sort(units_.begin(), units_.end(), [&](const AttentionUnit& a, const AttentionUnit& b) {
+      return unit_cost(args, a) > unit_cost(args, b);
+    });
+    int rows = 0;
+    for (const AttentionUnit& unit : units_) {
+      rows = std::max(rows, unit.num_rows);
+      cost_ += static_cast<double>(unit_cost(args, unit) * args.num_heads * args.cache.head_dim);
+    }
+    const std::int64_t queries = rows * (args.num_heads / args.cache.num_kv_heads);
+    const std::int64_t stride = round_up_to_lanes(args.cache.head_dim);
+    scratch_floats_ = AttentionScratch::floats(queries, stride);
+    state_floats_ = AttentionState::floats(queries, stride);
+  }
+
+  void run() {
+    const std::int64_t num_items = static_cast<std::int64_t>(units_.size()) * args_.cache.num_kv_heads;
+    // Fewer items than threads can share out evenly: the partitions become items.
+    if (num_items < kItemsPerThread * num_threads() && num_threads() > 1) {
+      for (const AttentionUnit& unit : units_) add_parts(unit);
+      const std::int64_t num_parts = static_cast<std::int64_t>(parts_.size());
+      if (num_parts > num_items && num_parts * state_floats_ <= kMaxStateFloats) return run_parts();
+    }
+    run_whole(num_items);
+  }
+
+ private:
+  static constexpr std::int64_t kItemsPerThread = 4;
+  static constexpr std::int64_t kMaxStateFloats = std::int64_t{4} << 20;  // 16 MiB
+
+  struct Part {
+    std::int64_t unit, kv_head, partition;
+    std::int64_t first_part;  // of this unit and head; its parts follow each other
+    std::int64_t num_parts;
+  };
+
+  void add_parts(const AttentionUnit& unit) {
+    const Partitions partitions = partitions_of(args_, unit);
+    for (std::int64_t head = 0; head < args_.cache.num_kv_heads; ++head) {
+      const std::int64_t first = static_cast<std::int64_t>(parts_.size());
+      for (std::int64_t partition = partitions.first; partition < partitions.last; ++partition) {
+        parts_.push_back({&unit - units_.data(), head, partition, first, partitions.last - partitions.first});
+      }
+    }
+  }
+
+  /// Heads vary fastest: neighbours read the same blocks.
+  void run_whole(std::int64_t num_items) {
+    const KernelTable& table = kernels();
+    const std::int64_t num_kv_heads = args_.cache.num_kv_heads;
+    parallel_for(num_items, cost_ / static_cast<double>(num_items), [&](std::int64_t begin, std::int64_t end) {
+      float* state = thread_workspace(scratch_floats_ + state_floats_);
+      float* scratch = state + state_floats_;
+      for (std::int64_t i = begin; i < end; ++i) {
+        const AttentionUnit& unit = units_[static_cast<std::size_t>(i / num_kv_heads)];
+        const Partitions partitions = partitions_of(args_, unit);
+        table.attention(args_, unit, i % num_kv_heads, partitions.first, partitions.last, scratch, state);
+        table.attention_finish(args_, unit, i % num_kv_heads, state, state_floats_, 1);
+      }
+    });
+  }
+
+  /// The thread that ends a unit's last part merges them all, in the order of the partitions.
+  void run_parts() {
+    const KernelTable& table = kernels();
+    const std::int64_t num_parts = static_cast<std::int64_t>(parts_.size());
+    thread_local AlignedBuffer buffer;
+    float* states = grown(buffer, num_parts * state_floats_);
+    std::vector<std::atomic<std::int64_t>> num_done(parts_.size());
+    parallel_for(num_parts, cost_ / static_cast<double>(num_parts), [&](std::int64_t begin, std::int64_t end) {
+      float* scratch = thread_workspace(scratch_floats_ + state_floats_);
+      for (std::int64_t i = begin; i < end; ++i) {
+        const Part& part = parts_[static_cast<std::size_t>(i)];
+        const AttentionUnit& unit = units_[static_cast<std::size_t>(part.unit)];
+        table.attention(args_, unit, part.kv_head, part.partition, part.partition + 1, scratch,
+                        states + i * state_floats_);
+        auto& done = num_done[static_cast<std::size_t>(part.first_part)];
+        if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < part.num_parts) continue;
+        table.attention_finish(args_, unit, part.kv_head, states + part.first_part * state_floats_, state_floats_,
+                               part.num_parts);
+      }
+    });
+  }
+
+  const AttentionArgs& args_;
+  std::vector<AttentionUnit> units_;
+  std::vector<Part> parts_;
+  double cost_ = 0.0;
+  std::int64_t scratch_floats_ = 0;
+  std::int64_t state_floats_ = 0;
+};
 
 }  // namespace
 
 void paged_attention(const AttentionArgs& args, const AttentionBatch& batch) {
   check_attention(args, batch);
   std::vector<AttentionUnit> units;
-  double cost = 0.0;
   for (std::int64_t sequence = 0; sequence < batch.num_sequences; ++sequence) {
     plan_sequence(args, batch, sequence, units);
   }
-  for (const AttentionUnit& unit : units) cost += static_cast<double>((unit.first_position + 1) * unit.num_rows);
-  const std::int64_t num_kv_heads = args.cache.num_kv_heads;
-  const std::int64_t num_units = static_cast<std::int64_t>(units.size()) * num_kv_heads;
-  if (num_units == 0) return;
-  const std::size_t workspace_bytes = attention_workspace_floats(args) * sizeof(float);
-  cost *= static_cast<double>(args.num_heads * args.cache.head_dim) / static_cast<double>(num_units);
-  const KernelTable& table = kernels();
-  // Heads vary fastest: neighbours read the same blocks, and late (long) rows spread over the threads.
-  parallel_for(num_units, cost, [&](std::int64_t begin, std::int64_t end) {
-    AlignedBuffer workspace(workspace_bytes);
-    auto* floats = reinterpret_cast<float*>(workspace.data());
-    for (std::int64_t i = begin; i < end; ++i) {
-      table.attention(args, units[static_cast<std::size_t>(i / num_kv_heads)], i % num_kv_heads, floats);
-    }
-  });
+  if (!units.empty()) AttentionRun(args, std::move(units)).run();
 }
 
 }  // namespace nybble

@@ -157,7 +157,10 @@ struct AttentionArgs {
   std::int64_t sliding_window;  // 0: none
 };
 
-constexpr int kAttentionUnitRows = 8;
+/// Positions whose keys are scored, and whose values are added, together.
+constexpr int kAttentionTileKeys = 64;
+/// Positions with a softmax of their own, a multiple of the tile: what is spread over threads for a single query.
+constexpr int kAttentionPartitionKeys = 512;
 
 /// Instructions whose peak rate bounds a kernel; see machine_limits.h.
 enum class LimitKind : int { kFloat32Fma = 0, kInt8Dot = 1, kBfloat16Dot = 2, kAmxInt8 = 3, kAmxBfloat16 = 4 };
@@ -182,9 +185,14 @@ struct KernelTable {
   void (*softmax_row)(const float* logits, std::int64_t num_columns, float* out);
   void (*add_scaled)(const float* x, float weight, std::int64_t num_columns, float* out);  // out += weight * x
   void (*to_float32)(const void* values, ElementType type, std::int64_t count, float* out);
-  void (*kv_write)(const KvWriteArgs&, std::int64_t row_begin, std::int64_t row_end);
-  /// One unit for one KV head. `workspace`: attention_workspace_floats(...) floats, 64-byte aligned.
-  void (*attention)(const AttentionArgs&, const AttentionUnit&, std::int64_t kv_head, float* workspace);
+  void (*kv_write)(const KvWriteArgs&, std::int64_t num_rows, std::int64_t head_begin, std::int64_t head_end);
+  /// One unit for one KV head over the partitions [first_partition, last_partition), which must not be empty, into
+  /// `state`. `workspace` and `state`: AttentionScratch and AttentionState of attention_layout.h, 64-byte aligned.
+  void (*attention)(const AttentionArgs&, const AttentionUnit&, std::int64_t kv_head, std::int64_t first_partition,
+                    std::int64_t last_partition, float* workspace, float* state);
+  /// Merges states of ascending partitions, `state_floats` apart, into the first and writes the unit's rows of `out`.
+  void (*attention_finish)(const AttentionArgs&, const AttentionUnit&, std::int64_t kv_head, float* states,
+                           std::int64_t state_floats, std::int64_t num_states);
   /// Runs independent chains of one instruction; returns the operations done, 0 where there is no such instruction.
   double (*limit_operations)(LimitKind kind, std::int64_t iterations);
   void (*read_memory)(const std::uint8_t* data, std::int64_t num_bytes);

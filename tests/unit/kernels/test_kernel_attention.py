@@ -102,21 +102,85 @@ def test_any_cut_into_steps_gives_the_same_bits(
         np.testing.assert_array_equal(bits(np.concatenate(parts)), bits(whole))
 
 
-def test_a_sequence_in_a_batch_has_the_bits_it_has_alone(isa: str, rng: np.random.Generator) -> None:
-    lengths, news = [37, 5, 90], [1, 5, 20]
-    cached = fill_cache(rng, 256, 2, 64, 16, "float32")
-    tables = np.stack([np.roll(cached.block_table, shift)[:8] for shift in (0, 3, 7)]).copy()
+@pytest.mark.parametrize("window", [0, 600])
+def test_partitions_and_threads_give_the_same_bits(
+    isa: str, rng: np.random.Generator, window: int, restore_threads: None
+) -> None:
+    """Positions past the first partitions, whose softmaxes several threads may work on at once."""
+    cached = fill_cache(rng, 1100, 2, 32, 16, "bfloat16")
+    q = rng.standard_normal((1100, 6, 32)).astype(np.float32)
+    kernels.set_num_threads(1)
+    whole = attend(cached, q, 0, window)
+    want = reference.attention(q, cached.k, cached.v, 0, 32**-0.5, window)
+    np.testing.assert_allclose(whole, want, rtol=0, atol=3e-6)
+    for count in (1, 2, 7):
+        kernels.set_num_threads(count)
+        for first, last in pairwise([0, 1, 511, 512, 513, 575, 577, 1023, 1024, 1026, 1099, 1100]):
+            part = attend(cached, np.ascontiguousarray(q[first:last]), first, window)
+            np.testing.assert_array_equal(bits(part), bits(whole[first:last]), f"{first}, {count} threads")
+
+
+def test_the_block_size_does_not_change_a_bit(isa: str, rng: np.random.Generator) -> None:
+    q = rng.standard_normal((90, 4, 48)).astype(np.float32)
+    outs = []
+    for block_size in (1, 16, 24, 64, 100):
+        cached = fill_cache(np.random.default_rng(5), 90, 2, 48, block_size, "bfloat16")
+        outs.append(bits(attend(cached, q, 0)))
+    for out in outs[1:]:
+        np.testing.assert_array_equal(out, outs[0])
+
+
+def test_a_row_does_not_see_what_later_rows_of_its_chunk_hold(isa: str, rng: np.random.Generator) -> None:
+    cached = fill_cache(rng, 70, 2, 32, 16, "float32")
+    q = rng.standard_normal((70, 4, 32)).astype(np.float32)
+    want = attend(cached, q, 0)
+    poison = np.full((40, 2, 32), np.nan, np.float32)
+    positions = np.arange(30, 70)
+    slots = cached.block_table[positions // 16].astype(np.int64) * 16 + positions % 16
+    kernels.kv_write(poison, poison, slots, cached.keys, cached.values)
+    got = attend(cached, q, 0)
+    np.testing.assert_array_equal(bits(got[:30]), bits(want[:30]))
+    assert np.isnan(got[30:]).all()
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_a_sequence_in_a_batch_has_the_bits_it_has_alone(
+    isa: str, rng: np.random.Generator, num_threads: int, restore_threads: None
+) -> None:
+    lengths, news = [37, 5, 90, 700], [1, 5, 20, 2]
+    cached = fill_cache(rng, 768, 2, 64, 16, "float32")
+    tables = np.stack([np.roll(cached.block_table, shift)[:44] for shift in (0, 3, 7, 2)]).copy()
     keys, values = (np.where(np.isnan(a), np.float32(0.5), a) for a in (cached.keys, cached.values))
     q = rng.standard_normal((sum(news), 4, 64)).astype(np.float32)
     starts = np.concatenate([[0], np.cumsum(news)]).astype(np.int32)
     out = np.empty_like(q)
+    kernels.set_num_threads(num_threads)
     kernels.paged_attention(q, keys, values, tables, starts, np.array(lengths, np.int32), 0.125, 0, out)
+    kernels.set_num_threads(1)
     for i, (length, new) in enumerate(zip(lengths, news, strict=True)):
         rows = np.ascontiguousarray(q[starts[i] : starts[i + 1]])
         alone = Cached(keys, values, tables[i], keys, values)
         np.testing.assert_array_equal(
             bits(attend(alone, rows, length - new)), bits(out[starts[i] : starts[i + 1]])
         )
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_of_two_rows_for_one_slot_the_later_one_stays(
+    isa: str, rng: np.random.Generator, dtype: str, num_threads: int, restore_threads: None
+) -> None:
+    kernels.set_num_threads(num_threads)
+    num_rows = 600  # enough work for several threads
+    slots = rng.integers(0, 64, num_rows)
+    k = rng.integers(-100, 100, (num_rows, 4, 40)).astype(np.float32)  # whole numbers: exact in bfloat16
+    caches = [np.zeros((4, 4, 16, 40), np.float32 if dtype == "float32" else np.uint16) for _ in range(2)]
+    kernels.kv_write(k, -k, slots, caches[0], caches[1])
+    last = {int(slot): row for row, slot in enumerate(slots)}
+    for cache, sign in zip(caches, (1, -1), strict=True):
+        floats = cache if dtype == "float32" else cache.view(ml_dtypes.bfloat16).astype(np.float32)
+        for slot, row in last.items():
+            np.testing.assert_array_equal(floats[slot // 16, :, slot % 16], sign * k[row])
 
 
 def test_far_apart_scores_do_not_overflow(isa: str, rng: np.random.Generator) -> None:

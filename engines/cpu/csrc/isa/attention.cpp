@@ -1,197 +1,263 @@
-// Paged KV cache and causal attention over it.
+// Causal attention over the paged KV cache.
 //
-// The softmax runs online over KV blocks in ascending order; inside a block everything is keyed by the offset in the
-// block. A query's result therefore depends on its position, the block size and the cached values only: decode, any
-// chunking of a prefill and a reused prefix give the same bits. Masked positions are left out, not multiplied by zero,
-// so what an unwritten slot holds does not matter.
+// Positions are cut into partitions of kAttentionPartitionKeys, a partition into tiles of kAttentionTileKeys, both by
+// absolute position. The softmax runs online over a partition's tiles; partitions are merged in ascending order. Inside
+// a tile every score and every output is one chain over ascending dimensions or positions, and the weights are summed
+// by position modulo 16. A query's result therefore depends on its position and the cached values only: decode, any
+// chunking of a prefill, a reused prefix and partitions spread over threads give the same bits. Masked positions are
+// left out, not multiplied by zero, so what an unwritten slot holds does not matter.
 
+#include "../attention_layout.h"
+#include "attention_products.h"
 #include "kernels.h"
+#include "kv_tiles.h"
 
 namespace nybble::NYBBLE_ISA {
 
 namespace {
 
-inline int64_t padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
-
-inline void write_row(const float* values, int64_t count, ElementType type, void* cache, int64_t offset) {
-  if (type == ElementType::kFloat32) {
-    std::memcpy(static_cast<float*>(cache) + offset, values, static_cast<std::size_t>(count) * sizeof(float));
-    return;
-  }
-  auto* target = static_cast<std::uint16_t*>(cache) + offset;
-  for (int64_t i = 0; i < count; ++i) target[i] = float_to_bfloat16(values[i]);
-}
-
-/// A block of one KV head as float32 rows of `padded(head_dim)`: in place where the cache is so already.
-const float* block_rows(const KvCache& cache, const void* base, int64_t offset, int64_t count, float* scratch) {
-  const int64_t stride = padded(cache.head_dim);
-  if (cache.element_type == ElementType::kFloat32) {
-    const float* source = static_cast<const float*>(base) + offset;
-    if (stride == cache.head_dim) return source;
-    for (int64_t j = 0; j < count; ++j) {
-      for (int64_t d = 0; d < stride; ++d) {
-        scratch[j * stride + d] = d < cache.head_dim ? source[j * cache.head_dim + d] : 0.0F;
-      }
-    }
-    return scratch;
-  }
-  const auto* source = static_cast<const std::uint16_t*>(base) + offset;
-  for (int64_t j = 0; j < count; ++j) {
-    int64_t d = 0;
-    for (; d + 16 <= cache.head_dim; d += 16) {
-      store(scratch + j * stride + d, load_bfloat16(source + j * cache.head_dim + d));
-    }
-    for (; d < stride; ++d) {
-      scratch[j * stride + d] = d < cache.head_dim ? bfloat16_to_float(source[j * cache.head_dim + d]) : 0.0F;
-    }
-  }
-  return scratch;
-}
-
-/// Keys [count][stride] -> [stride][padded count]: a vector then holds one dimension of 16 keys.
-void transpose_keys(const float* keys, int64_t stride, int64_t count, float* out) {
-  const int64_t width = padded(count);
-  for (int64_t j = 0; j < width; ++j) {
-    for (int64_t d = 0; d < stride; ++d) out[d * width + j] = j < count ? keys[j * stride + d] : 0.0F;
-  }
-}
-
-/// Running softmax of one (row, head). `total` has a lane per offset in the block modulo 16.
-struct State {
-  float largest;
-  F16 total;
-  float* values;  // [padded head_dim], not yet divided by the total
+struct Range {
+  int64_t begin, end;
 };
 
-/// Scores of 16 keys for `Queries` query vectors: one sum per key, dimensions in ascending order.
-template <int Queries>
-void score_keys(const float* q, int64_t stride, const float* keys, int64_t width, float scale, float* scores,
-                int64_t scores_stride) {
-  F16 acc[Queries];
-  for (int i = 0; i < Queries; ++i) acc[i] = splat(0.0F);
-  for (int64_t d = 0; d < stride; ++d) {
-    const F16 key = load(keys + d * width);
-    for (int i = 0; i < Queries; ++i) acc[i] = fma(key, splat(q[i * stride + d]), acc[i]);
-  }
-  for (int i = 0; i < Queries; ++i) store(scores + i * scores_stride, acc[i] * splat(scale));
-}
+/// The query vectors of one unit and KV head: vector i is row i / group, head i % group of the KV head.
+struct Queries {
+  const AttentionArgs& args;
+  const AttentionUnit& unit;
+  int64_t kv_head;
+  int64_t group = args.num_heads / args.cache.num_kv_heads;
+  int64_t count = unit.num_rows * group;
+  int64_t stride = round_up_to_lanes(args.cache.head_dim);
 
-void score_block(const float* q, int64_t num_queries, int64_t stride, const float* keys, int64_t width, float scale,
-                 float* scores) {
-  for (int64_t j = 0; j < width; j += 16) {
-    int64_t i = 0;
-    for (; i + 4 <= num_queries; i += 4) {
-      score_keys<4>(q + i * stride, stride, keys + j, width, scale, scores + i * width + j, width);
+  int64_t oldest(int64_t row) const {
+    return args.sliding_window > 0 ? max64(0, unit.first_position + row - args.sliding_window + 1) : 0;
+  }
+  int64_t last() const { return unit.first_position + unit.num_rows - 1; }
+  /// Positions of the tile at `start` that a row sees; neither end ever decreases from row to row.
+  Range seen(int64_t row, int64_t start) const {
+    return {min64(kAttentionTileKeys, max64(0, oldest(row) - start)),
+            min64(kAttentionTileKeys, max64(0, unit.first_position + row - start + 1))};
+  }
+  int64_t offset(int64_t i) const {  // of vector i in q and out
+    return ((unit.first_row + i / group) * args.num_heads + kv_head * group + i % group) * args.cache.head_dim;
+  }
+};
+
+void load_queries(const Queries& queries, float* q) {
+  const F16 scale = splat(queries.args.scale * 1.44269504F);  // scores are exponents of two
+  const int64_t head_dim = queries.args.cache.head_dim;
+  for (int64_t i = 0; i < queries.count; ++i) {
+    const float* source = queries.args.q + queries.offset(i);
+    float* target = q + i * queries.stride;
+    for (int64_t d = 0; d < head_dim; d += 16) {
+      const F16 part = head_dim - d >= 16 ? load(source + d) : load_partial(source + d, head_dim - d);
+      store(target + d, part * scale);
     }
-    for (; i < num_queries; ++i) {
-      score_keys<1>(q + i * stride, stride, keys + j, width, scale, scores + i * width + j, width);
+  }
+}
+
+void clear(const Queries& queries, const AttentionState& state, float* lane_sums) {
+  const int64_t padded = round_up_to_lanes(queries.count);
+  for (int64_t i = 0; i < padded; ++i) state.largest[i] = -__builtin_inff();
+  std::memset(lane_sums, 0, static_cast<std::size_t>(padded) * 16 * sizeof(float));
+  std::memset(state.values, 0, static_cast<std::size_t>(padded * queries.stride) * sizeof(float));
+}
+
+/// Largest score of each query in [first, last), and what that makes of the sums so far.
+void raise_largest(const Queries& queries, int64_t start, Range active, const AttentionScratch& scratch,
+                   const AttentionState& state) {
+  for (int64_t i = active.begin; i < active.end; ++i) {
+    const Range seen = queries.seen(i / queries.group, start);
+    F16 highest = splat(-__builtin_inff());
+    for (int64_t j = seen.begin / 16 * 16; j < seen.end; j += 16) {
+      const F16 scores = load(scratch.scores + i * kAttentionTileKeys + j);
+      highest = max(select_lanes(scores, splat(-__builtin_inff()), seen.begin - j, seen.end - j), highest);
     }
+    const float largest = max_lanes(highest);
+    scratch.factors[i] = state.largest[i];
+    if (largest > state.largest[i]) state.largest[i] = largest;
+  }
+  for (int64_t i = active.begin / 16 * 16; i < active.end; i += 16) {
+    store(scratch.factors + i, exp2(load(scratch.factors + i) - load(state.largest + i)));
   }
 }
 
-template <int Vectors>
-void add_values(const float* weights, const float* v, int64_t stride, int64_t begin, int64_t end, float* values) {
-  F16 acc[Vectors];
-  for (int i = 0; i < Vectors; ++i) acc[i] = load(values + i * 16);
-  for (int64_t j = begin; j < end; ++j) {
-    const F16 weight = splat(weights[j]);
-    for (int i = 0; i < Vectors; ++i) acc[i] = fma(weight, load(v + j * stride + i * 16), acc[i]);
+/// Scores become weights; masked lanes count as 0, the others sit in the lane of their position.
+void weigh(const Queries& queries, int64_t start, Range active, const AttentionScratch& scratch,
+           const AttentionState& state) {
+  for (int64_t i = active.begin; i < active.end; ++i) {
+    const Range seen = queries.seen(i / queries.group, start);
+    const F16 largest = splat(state.largest[i]);
+    F16 sum = load(scratch.lane_sums + 16 * i) * splat(scratch.factors[i]);
+    for (int64_t j = seen.begin / 16 * 16; j < seen.end; j += 16) {
+      float* scores = scratch.scores + i * kAttentionTileKeys + j;
+      const F16 weights = exp2(load(scores) - largest);
+      store(scores, weights);
+      sum = sum + select_lanes(weights, splat(0.0F), seen.begin - j, seen.end - j);
+    }
+    store(scratch.lane_sums + 16 * i, sum);
   }
-  for (int i = 0; i < Vectors; ++i) store(values + i * 16, acc[i]);
 }
 
-/// Adds positions [begin, end) of a block to the running softmax. `scores` [padded block] become weights.
-void add_block(float* scores, const float* v, int64_t stride, int64_t begin, int64_t end, State& state) {
-  const int64_t first = begin / 16 * 16;
-  for (int64_t j = first; j < begin; ++j) scores[j] = -__builtin_inff();
-  for (int64_t j = end; j < padded(end); ++j) scores[j] = -__builtin_inff();
-  F16 highest = load(scores + first);
-  for (int64_t j = first + 16; j < end; j += 16) highest = max(highest, load(scores + j));
-  const float block_largest = max_lanes(highest);
-  if (block_largest > state.largest) {
-    const F16 factor = state.largest > -__builtin_inff() ? exp(splat(state.largest - block_largest)) : splat(0.0F);
-    state.total = state.total * factor;
-    for (int64_t d = 0; d < stride; d += 16) store(state.values + d, load(state.values + d) * factor);
-    state.largest = block_largest;
+/// Rows of a tile of queries see different positions: what all see is one product, the rest goes query by query.
+template <int Count>
+void add_values(const Queries& queries, int64_t start, int64_t first, const AttentionScratch& scratch,
+                const AttentionState& state) {
+  const Range oldest = queries.seen(first / queries.group, start);
+  const Range newest = queries.seen((first + Count - 1) / queries.group, start);
+  const int64_t stride = queries.stride;
+  const float* weights = scratch.scores + first * kAttentionTileKeys;
+  float* sums = state.values + first * stride;
+  const int64_t num_vectors = stride / 16;
+  const auto add_one = [&](int64_t i, Range positions, bool is_first) {
+    const float* factor = is_first ? scratch.factors + first + i : nullptr;
+    for_vector_tiles(0, num_vectors, [&](auto vectors, int64_t v) {
+      value_tile<1, decltype(vectors)::value>(weights + i * kAttentionTileKeys, factor, scratch.tile + 16 * v, stride,
+                                              positions.begin, positions.end, sums + i * stride + 16 * v);
+    });
+  };
+  const Range common{newest.begin, oldest.end};
+  if (common.begin >= common.end) {
+    for (int64_t i = 0; i < Count; ++i) add_one(i, queries.seen((first + i) / queries.group, start), true);
+    return;
   }
-  // Masked lanes count as 0, the others sit in the lane of their position: the sum is the same in every step.
-  const F16 largest = splat(state.largest);
-  for (int64_t j = first; j < end; j += 16) {
-    store(scores + j, exp(load(scores + j) - largest));
-    for (int64_t i = j; i < begin; ++i) scores[i] = 0.0F;
-    for (int64_t i = end; i < j + 16; ++i) scores[i] = 0.0F;
-    state.total = state.total + load(scores + j);
+  const bool ragged_begin = oldest.begin < common.begin;
+  for (int64_t i = 0; ragged_begin && i < Count; ++i) {
+    add_one(i, {queries.seen((first + i) / queries.group, start).begin, common.begin}, true);
   }
-  int64_t d = 0;
-  for (; d + 64 <= stride; d += 64) add_values<4>(scores, v + d, stride, begin, end, state.values + d);
-  for (; d < stride; d += 16) add_values<1>(scores, v + d, stride, begin, end, state.values + d);
+  for_vector_tiles(0, num_vectors, [&](auto vectors, int64_t v) {
+    value_tile<Count, decltype(vectors)::value>(weights, ragged_begin ? nullptr : scratch.factors + first,
+                                                scratch.tile + 16 * v, stride, common.begin, common.end, sums + 16 * v);
+  });
+  for (int64_t i = 0; common.end < newest.end && i < Count; ++i) {
+    add_one(i, {common.end, queries.seen((first + i) / queries.group, start).end}, false);
+  }
+}
+
+/// Rows that see any of the tile, as query vectors.
+Range active_queries(const Queries& queries, int64_t start) {
+  int64_t first = 0;
+  int64_t last = queries.unit.num_rows;
+  while (first < last && queries.seen(first, start).end <= 0) ++first;
+  while (last > first && queries.seen(last - 1, start).begin >= kAttentionTileKeys) --last;
+  return {first * queries.group, last * queries.group};
+}
+
+struct TilePair {
+  TileRows keys, values;
+};
+
+void find_tile(const Queries& queries, int64_t start, const float* zeros, TilePair& out) {
+  const KvCache& cache = queries.args.cache;
+  const int64_t begin = max64(0, queries.oldest(0) - start);
+  const int64_t end = min64(kAttentionTileKeys, queries.last() - start + 1);
+  find_rows(cache, cache.k, queries.unit.block_table, queries.kv_head, start, begin, end, zeros, out.keys);
+  find_rows(cache, cache.v, queries.unit.block_table, queries.kv_head, start, begin, end, zeros, out.values);
+}
+
+template <ElementType Type>
+void add_tile(const Queries& queries, int64_t start, const TilePair& tile, const TileRows& next_keys,
+              const AttentionScratch& scratch, const AttentionState& state) {
+  const Range active = active_queries(queries, start);
+  const int64_t head_dim = queries.args.cache.head_dim;
+  const Range oldest = queries.seen(active.begin / queries.group, start);
+  const Range newest = queries.seen((active.end - 1) / queries.group, start);
+  pack_keys<Type>(tile.keys, oldest.begin / 16, (newest.end + 15) / 16, head_dim, queries.stride, tile.values,
+                  scratch.tile);
+  for_query_tiles(active.begin, active.end, [&](auto count, int64_t i) {
+    constexpr int kCount = decltype(count)::value;
+    const int64_t begin = queries.seen(i / queries.group, start).begin / 16;
+    const int64_t end = (queries.seen((i + kCount - 1) / queries.group, start).end + 15) / 16;
+    for_vector_tiles(begin, end, [&](auto vectors, int64_t v) {
+      score_tile<kCount, decltype(vectors)::value>(scratch.q + i * queries.stride, scratch.tile + 16 * v,
+                                                   queries.stride, scratch.scores + i * kAttentionTileKeys + 16 * v);
+    });
+  });
+  raise_largest(queries, start, active, scratch, state);
+  weigh(queries, start, active, scratch, state);
+  pack_values<Type>(tile.values, oldest.begin, newest.end, head_dim, queries.stride, next_keys, scratch.tile);
+  for_query_tiles(active.begin, active.end, [&](auto count, int64_t i) {
+    add_values<decltype(count)::value>(queries, start, i, scratch, state);
+  });
+}
+
+/// Adds the later positions of `from` to `into`.
+void merge(const Queries& queries, const AttentionState& from, const AttentionState& into) {
+  for (int64_t i = 0; i < queries.count; ++i) {
+    if (from.totals[i] == 0.0F) continue;
+    float* values = into.values + i * queries.stride;
+    const float* added = from.values + i * queries.stride;
+    const bool is_first = into.totals[i] == 0.0F;
+    const float largest = from.largest[i] > into.largest[i] ? from.largest[i] : into.largest[i];
+    const F16 keep = exp2(splat(into.largest[i] - largest));
+    const F16 add = exp2(splat(from.largest[i] - largest));
+    for (int64_t d = 0; d < queries.stride; d += 16) {
+      const F16 part = load(added + d);
+      store(values + d, is_first ? part : fma(part, add, load(values + d) * keep));
+    }
+    alignas(64) float total[16];
+    store(total, fma(splat(from.totals[i]), add, splat(into.totals[i]) * keep));
+    into.totals[i] = is_first ? from.totals[i] : total[0];
+    into.largest[i] = is_first ? from.largest[i] : largest;
+  }
+}
+
+template <ElementType Type>
+void attend(const Queries& queries, int64_t first_partition, int64_t last_partition, float* workspace,
+            float* state_memory) {
+  const AttentionScratch scratch = AttentionScratch::at(workspace, queries.count, queries.stride);
+  const AttentionState whole = AttentionState::at(state_memory, queries.count);
+  load_queries(queries, scratch.q);
+  std::memset(scratch.zeros, 0, static_cast<std::size_t>(queries.stride) * sizeof(float));
+  const int64_t first = max64(queries.oldest(0), first_partition * kAttentionPartitionKeys);
+  const int64_t end = min64(queries.last() + 1, last_partition * kAttentionPartitionKeys);
+  int64_t start = first / kAttentionTileKeys * kAttentionTileKeys;
+  TilePair tiles[2];
+  find_tile(queries, start, scratch.zeros, tiles[0]);
+  bool is_first = true;
+  AttentionState state = whole;
+  for (int turn = 0; start < end; turn ^= 1) {
+    const int64_t next = start + kAttentionTileKeys;
+    const int64_t partition_end = (start / kAttentionPartitionKeys + 1) * kAttentionPartitionKeys;
+    if (start <= first || start % kAttentionPartitionKeys == 0) {
+      state = is_first ? whole : scratch.partition;
+      clear(queries, state, scratch.lane_sums);
+    }
+    if (next < end) find_tile(queries, next, scratch.zeros, tiles[turn ^ 1]);
+    add_tile<Type>(queries, start, tiles[turn], tiles[turn ^ (next < end ? 1 : 0)].keys, scratch, state);
+    if (next == partition_end || next >= end) {
+      for (int64_t i = 0; i < queries.count; ++i) state.totals[i] = sum_lanes(load(scratch.lane_sums + 16 * i));
+      if (!is_first) merge(queries, state, whole);
+      is_first = false;
+    }
+    start = next;
+  }
 }
 
 }  // namespace
 
-void kv_write(const KvWriteArgs& args, int64_t row_begin, int64_t row_end) {
-  const KvCache& cache = args.cache;
-  for (int64_t row = row_begin; row < row_end; ++row) {
-    const int64_t block = args.slots[row] / cache.block_size;
-    const int64_t offset_in_block = args.slots[row] % cache.block_size;
-    for (int64_t head = 0; head < cache.num_kv_heads; ++head) {
-      const int64_t source = (row * cache.num_kv_heads + head) * cache.head_dim;
-      const int64_t target =
-          ((block * cache.num_kv_heads + head) * cache.block_size + offset_in_block) * cache.head_dim;
-      write_row(args.k + source, cache.head_dim, cache.element_type, cache.k, target);
-      write_row(args.v + source, cache.head_dim, cache.element_type, cache.v, target);
-    }
+void attention(const AttentionArgs& args, const AttentionUnit& unit, int64_t kv_head, int64_t first_partition,
+               int64_t last_partition, float* workspace, float* state) {
+  const Queries queries{args, unit, kv_head};
+  if (args.cache.element_type == ElementType::kFloat32) {
+    attend<ElementType::kFloat32>(queries, first_partition, last_partition, workspace, state);
+  } else {
+    attend<ElementType::kBfloat16>(queries, first_partition, last_partition, workspace, state);
   }
 }
 
-void attention(const AttentionArgs& args, const AttentionUnit& unit, int64_t kv_head, float* workspace) {
-  const KvCache& cache = args.cache;
-  const int64_t stride = padded(cache.head_dim);
-  const int64_t width = padded(cache.block_size);
-  const int64_t group = args.num_heads / cache.num_kv_heads;
-  const int64_t num_queries = unit.num_rows * group;
-  float* k_scratch = workspace;
-  float* v_scratch = k_scratch + width * stride;
-  float* keys = v_scratch + width * stride;
-  float* q = keys + width * stride;
-  float* values = q + num_queries * stride;
-  float* scores = values + num_queries * stride;
-  State states[kAttentionUnitRows * 64];  // at most 64 query heads a KV head, checked by the caller
-  for (int64_t i = 0; i < num_queries; ++i) {
-    const int64_t row = unit.first_row + i / group;
-    const float* source = args.q + (row * args.num_heads + kv_head * group + i % group) * cache.head_dim;
-    for (int64_t d = 0; d < stride; ++d) {
-      q[i * stride + d] = d < cache.head_dim ? source[d] : 0.0F;
-      values[i * stride + d] = 0.0F;
-    }
-    states[i] = {-__builtin_inff(), splat(0.0F), values + i * stride};
+void attention_finish(const AttentionArgs& args, const AttentionUnit& unit, int64_t kv_head, float* states,
+                      int64_t state_floats, int64_t num_states) {
+  const Queries queries{args, unit, kv_head};
+  const AttentionState whole = AttentionState::at(states, queries.count);
+  for (int64_t i = 1; i < num_states; ++i) {
+    merge(queries, AttentionState::at(states + i * state_floats, queries.count), whole);
   }
-
-  const int64_t last = unit.first_position + unit.num_rows - 1;
-  const int64_t first = args.sliding_window > 0 ? max64(0, unit.first_position - args.sliding_window + 1) : 0;
-  for (int64_t block = first / cache.block_size; block <= last / cache.block_size; ++block) {
-    const int64_t start = block * cache.block_size;
-    const int64_t used = min64(cache.block_size, last - start + 1);
-    const int64_t offset = (unit.block_table[block] * cache.num_kv_heads + kv_head) * cache.block_size * cache.head_dim;
-    const float* k = block_rows(cache, cache.k, offset, used, k_scratch);
-    const float* v = block_rows(cache, cache.v, offset, used, v_scratch);
-    transpose_keys(k, stride, used, keys);
-    score_block(q, num_queries, stride, keys, padded(used), args.scale, scores);
-    for (int64_t i = 0; i < num_queries; ++i) {
-      const int64_t position = unit.first_position + i / group;
-      const int64_t oldest = args.sliding_window > 0 ? max64(0, position - args.sliding_window + 1) : 0;
-      const int64_t begin = max64(0, oldest - start);
-      const int64_t end = min64(cache.block_size, position - start + 1);
-      if (begin < end) add_block(scores + i * padded(used), v, stride, begin, end, states[i]);
-    }
-  }
-
-  for (int64_t i = 0; i < num_queries; ++i) {
-    const int64_t row = unit.first_row + i / group;
-    float* target = args.out + (row * args.num_heads + kv_head * group + i % group) * cache.head_dim;
-    const F16 total = splat(sum_lanes(states[i].total));
-    for (int64_t d = 0; d < cache.head_dim; d += 16) {
-      store_partial(target + d, load(states[i].values + d) / total, cache.head_dim - d);
+  for (int64_t i = 0; i < queries.count; ++i) {
+    float* target = args.out + queries.offset(i);
+    const F16 total = splat(whole.totals[i]);
+    for (int64_t d = 0; d < args.cache.head_dim; d += 16) {
+      store_partial(target + d, load(whole.values + i * queries.stride + d) / total, args.cache.head_dim - d);
     }
   }
 }

@@ -99,6 +99,16 @@ static inline F16 round_bfloat16(F16 a) {
   return {_mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xffff0000U))))};
 }
 
+/// Rounds to nearest even; NaN stays NaN.
+static inline void store_bfloat16(std::uint16_t* p, F16 a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+}
+
 #elif defined(NYBBLE_ISA_AVX2)
 
 constexpr int kChains = 2;
@@ -221,6 +231,32 @@ static inline F16 round_bfloat16(const F16& a) {
 
 #endif
 
+#if !defined(NYBBLE_ISA_AVX512)
+/// Rounds to nearest even; NaN stays NaN.
+static inline void store_bfloat16(std::uint16_t* p, const F16& a) {
+  alignas(64) float lane[16];
+  store(lane, a);
+  for (int i = 0; i < 16; ++i) p[i] = float_to_bfloat16(lane[i]);
+}
+#endif
+
+/// Lanes [begin, end) of `a`, the others of `b`; ends outside [0, 16] are taken as the nearer one.
+static inline F16 select_lanes(F16 a, F16 b, int64_t begin, int64_t end) {
+  if (begin <= 0 && end >= 16) return a;
+#if defined(NYBBLE_ISA_AVX512)
+  const std::uint32_t below_end = (1U << min64(max64(end, 0), 16)) - 1U;
+  const std::uint32_t below_begin = (1U << min64(max64(begin, 0), 16)) - 1U;
+  return {_mm512_mask_blend_ps(static_cast<__mmask16>(below_end & ~below_begin), b.v, a.v)};
+#else
+  alignas(64) float lane[16];
+  alignas(64) float other[16];
+  store(lane, a);
+  store(other, b);
+  for (int i = 0; i < 16; ++i) lane[i] = i >= begin && i < end ? lane[i] : other[i];
+  return load(lane);
+#endif
+}
+
 /// Adds the lanes as a fixed binary tree: i with i+8, then i+4, i+2, i+1.
 static inline float sum_lanes(F16 a) {
 #if defined(NYBBLE_ISA_AVX512)
@@ -278,6 +314,26 @@ static inline F16 exp(F16 x) {
   p = fma(p, r, splat(1.0F));
   p = fma(p, r, splat(1.0F));
   return p * exp2_whole(n);
+}
+
+/// 2^x within about 1 ulp for x in [-125, 126], exactly 1 for 0; below -125 as at -125; NaN stays NaN.
+static inline F16 exp2(F16 x) {
+  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: adding and subtracting it rounds to a whole number
+  x = max(splat(-125.0F), x);
+  const F16 n = (x + splat(kMagic)) - splat(kMagic);
+  const F16 r = x - n;
+  F16 p = splat(0x1.41fbbcp-13F);  // least largest relative error over [-1/2, 1/2], about 2^-29
+  p = fma(p, r, splat(0x1.5f3e54p-10F));
+  p = fma(p, r, splat(0x1.3b2d4cp-7F));
+  p = fma(p, r, splat(0x1.c6aee8p-5F));
+  p = fma(p, r, splat(0x1.ebfbdcp-3F));
+  p = fma(p, r, splat(0x1.62e430p-1F));
+  p = fma(p, r, splat(1.0F));
+#if defined(NYBBLE_ISA_AVX512)
+  return {_mm512_scalef_ps(p.v, n.v)};
+#else
+  return p * exp2_whole(n);
+#endif
 }
 
 }  // namespace nybble::NYBBLE_ISA

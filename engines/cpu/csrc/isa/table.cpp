@@ -40,6 +40,7 @@ constexpr KernelTable kTable = {
     .to_float32 = isa::to_float32,
     .kv_write = isa::kv_write,
     .attention = isa::attention,
+    .attention_finish = isa::attention_finish,
     .limit_operations = isa::limit_operations,
     .read_memory = isa::read_memory,
 };

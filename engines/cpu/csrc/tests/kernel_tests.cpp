@@ -298,6 +298,23 @@ void test_attention(Index head_dim, Index block_size, Index window) {
   check(same_bits(whole, single), name + ", decode against prefill");
 }
 
+// More than one partition, alone on the threads and many at once.
+void test_partitions(Index window) {
+  Sequence sequence(1030, 2, 1, 16, 16);
+  Floats whole(sequence.q.size()), part(whole.size());
+  sequence.attend(0, 1030, window, whole.data());
+  check(close(whole, sequence.reference(window), 1e-5), "paged_attention, partitions");
+  for (const Index first : {0, 511, 512, 1020, 1029}) {
+    std::fill(part.begin(), part.end(), 0.0F);
+    const Index count = std::min<Index>(3, 1030 - first);
+    sequence.attend(first, count, window, part.data());
+    const std::size_t begin = static_cast<std::size_t>(first) * 32;
+    const std::size_t size = static_cast<std::size_t>(count) * 32;
+    check(std::memcmp(part.data() + begin, whole.data() + begin, size * sizeof(float)) == 0,
+          "paged_attention, partitions, rows from " + std::to_string(first));
+  }
+}
+
 void test_bounds() {
   Sequence sequence(20, 2, 1, 32, 16);
   Floats out(sequence.q.size());
@@ -333,6 +350,7 @@ void test_everything() {
       for (const Index window : {0, 7}) test_attention(head_dim, block_size, window);
     }
   }
+  for (const Index window : {0, 530}) test_partitions(window);
   test_bounds();
 }
 

@@ -1,0 +1,58 @@
+#pragma once
+// How much memory attention's kernels need, for the caller that provides it. static: see isa/simd.h.
+
+#include "kernel_table.h"
+
+namespace nybble {
+
+/// Query vectors that share a tile of keys and values: a unit has this many (rows times query heads per KV head), or
+/// one row where a KV head has more heads.
+constexpr std::int64_t kAttentionUnitQueries = 128;
+constexpr std::int64_t kMaxHeadsPerKvHead = 64;
+
+static inline std::int64_t round_up_to_lanes(std::int64_t count) { return (count + 15) / 16 * 16; }
+
+/// Softmax of `num_queries` queries over some positions, in one allocation of float32.
+struct AttentionState {
+  float* largest;  // [queries] score; -inf where no position was seen
+  float* totals;   // [queries] sum of the weights; 0 where no position was seen
+  float* values;   // [queries][stride] weighted sum, not yet divided by the total
+
+  static std::int64_t floats(std::int64_t num_queries, std::int64_t stride) {
+    return round_up_to_lanes(num_queries) * (2 + stride);
+  }
+  static AttentionState at(float* memory, std::int64_t num_queries) {
+    const std::int64_t padded = round_up_to_lanes(num_queries);
+    return {memory, memory + padded, memory + 2 * padded};
+  }
+};
+
+/// Scratch of one thread for one unit.
+struct AttentionScratch {
+  float* q;          // [queries][stride] times scale and log2(e)
+  float* scores;     // [queries][kAttentionTileKeys] then weights
+  float* tile;       // keys [stride][kAttentionTileKeys], then values [kAttentionTileKeys][stride]
+  float* factors;    // [queries] what earlier sums are multiplied by
+  float* lane_sums;  // [queries][16] weights by position modulo 16
+  float* zeros;      // [stride] a row that does not exist
+  AttentionState partition;
+
+  static std::int64_t floats(std::int64_t num_queries, std::int64_t stride) {
+    return round_up_to_lanes(num_queries) * (stride + kAttentionTileKeys + 1 + 16) + stride * (kAttentionTileKeys + 1) +
+           AttentionState::floats(num_queries, stride);
+  }
+  static AttentionScratch at(float* memory, std::int64_t num_queries, std::int64_t stride) {
+    const std::int64_t padded = round_up_to_lanes(num_queries);
+    AttentionScratch scratch{};
+    scratch.q = memory;
+    scratch.scores = scratch.q + padded * stride;
+    scratch.tile = scratch.scores + padded * kAttentionTileKeys;
+    scratch.factors = scratch.tile + stride * kAttentionTileKeys;
+    scratch.lane_sums = scratch.factors + padded;
+    scratch.zeros = scratch.lane_sums + padded * 16;
+    scratch.partition = AttentionState::at(scratch.zeros + stride, num_queries);
+    return scratch;
+  }
+};
+
+}  // namespace nybble
