@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import record
+from benchmarks.cpu_time import user_and_system_seconds
 from engines.bench.http_load import run_load
 from engines.bench.server_process import running_server
 from engines.capacity.model_cost import ModelCost, model_cost
@@ -53,18 +54,18 @@ class Watch:
     def __init__(self) -> None:
         self.started_at = 0.0
         self.peak = Resident(0, 0)
-        self._process_id = 0
+        self.process_id = 0
         self._task: asyncio.Task[None] | None = None
 
     def start(self, process_id: int) -> None:
         """Watch from now on."""
         self.started_at = time.perf_counter()
-        self._process_id = process_id
+        self.process_id = process_id
         self._task = asyncio.create_task(self._run())
 
     def begin(self) -> None:
         """A new phase."""
-        self.peak = resident(self._process_id)
+        self.peak = resident(self.process_id)
 
     async def stop(self) -> None:
         """Watch no longer."""
@@ -72,16 +73,9 @@ class Watch:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def cpu_seconds(self) -> tuple[float, float]:
-        """User and system time of all threads so far (proc(5))."""
-        text = Path(f"/proc/{self._process_id}/stat").read_text(encoding="ascii")
-        fields = text.rpartition(") ")[2].split()
-        ticks = os.sysconf("SC_CLK_TCK")
-        return int(fields[11]) / ticks, int(fields[12]) / ticks
-
     async def _run(self) -> None:
         while True:
-            now = resident(self._process_id)
+            now = resident(self.process_id)
             if now.total_bytes > self.peak.total_bytes:
                 self.peak = now
             await asyncio.sleep(_INTERVAL_SECONDS)
@@ -122,7 +116,7 @@ async def measure(directory: Path, cost: ModelCost, options: argparse.Namespace)
     async with running_server(directory, ["--engine", "cpu", *options.serve], watch.start) as target:
         try:
             load_seconds = time.perf_counter() - watch.started_at
-            user_seconds, system_seconds = watch.cpu_seconds()
+            user_seconds, system_seconds = user_and_system_seconds(watch.process_id)
             loading = watch.peak
             await asyncio.sleep(_IDLE_SECONDS)
             watch.begin()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any
 import uvicorn
 
 from benchmarks import record
+from benchmarks.cpu_time import cpu_seconds
 from benchmarks.http.bare_app import BareStream
 
 # What one chat chunk looks like on the wire; the bare application sends this.
@@ -149,6 +149,7 @@ async def _rate(port: int, pid: int, load: Load) -> float:
             "messages": [{"role": "user", "content": "a few words to repeat again and again"}],
             "max_tokens": load.num_tokens,
             "ignore_eos": True,
+            "skip_special_tokens": False,  # the echo repeats the template's, and each is to be an event
             "stream": True,
         }
     ).encode()
@@ -156,9 +157,9 @@ async def _rate(port: int, pid: int, load: Load) -> float:
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     )
-    before = _cpu_seconds(pid)
+    before = cpu_seconds(pid)
     answers = await asyncio.gather(*(_exchange(port, request) for _ in range(load.num_streams)))
-    seconds = _cpu_seconds(pid) - before
+    seconds = cpu_seconds(pid) - before
     num_events = sum(count for _, count in answers)
     expected = load.num_streams * load.num_tokens
     if any(not head.startswith(b"HTTP/1.1 200") for head, _ in answers) or num_events < expected * 0.9:
@@ -177,12 +178,6 @@ async def _exchange(port: int, request: bytes) -> tuple[bytes, int]:
         tail = data[-5:]
     writer.close()
     return head, num_events
-
-
-def _cpu_seconds(pid: int) -> float:
-    """User and system time of all threads of a process so far (proc(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":
