@@ -43,7 +43,7 @@ def set_isa(name: str) -> None:
 
 
 def amx_status() -> str:
-    """Whether AMX is "usable", or why not: the build, the processor, the operating system, its self-check."""
+    """Whether AMX is "usable", in part, or why not: the build, processor, operating system, its self-check."""
     return _kernels.amx_status()
 
 
@@ -105,12 +105,19 @@ class Fp4Weight:
 
     Several shards (q, k and v, say) stack along the rows, each with its own scale table; table entries in use
     must not be negative. `round_to_bfloat16` makes `decode` and `fp4_linear_f32` round every decoded value to
-    bfloat16; `fp4_linear_w4a4` ignores it.
+    bfloat16; `fp4_linear_w4a4` ignores it, and is alone in multiplying its sums by `activation_scale`: what
+    `quantize_nvfp4` leaves out of its scales.
     """
 
     __slots__ = ("_handle",)
 
-    def __init__(self, shards: Sequence[Fp4Shard], group_size: int, round_to_bfloat16: bool = False) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Fp4Shard],
+        group_size: int,
+        round_to_bfloat16: bool = False,
+        activation_scale: float = 1.0,
+    ) -> None:
         if group_size not in (16, 32):
             raise ValueError(f"group_size must be 16 or 32, got {group_size}")
         if not shards:
@@ -126,7 +133,7 @@ class Fp4Weight:
                 raise ValueError(f"shards[{i}] packed has no rows")
             _check(f"shards[{i}] scales", scales, _UINT8, (packed.shape[0], num_columns // group_size))
             _check(f"shards[{i}] scale_table", scale_table, _FLOAT32, (256,))
-        self._handle = _kernels.Fp4Weight(list(shards), group_size, round_to_bfloat16)
+        self._handle = _kernels.Fp4Weight(list(shards), group_size, round_to_bfloat16, activation_scale)
 
     @property
     def num_rows(self) -> int:
@@ -188,7 +195,8 @@ def fp4_linear_w4a4(
     """out[M, N] = quantized activations times weight, transposed.
 
     codes [M, K] is the E2M1 value times two (-12..12), scales [M, K/group_size] its multipliers, both as
-    `quantize_mxfp4` and `quantize_nvfp4` write them. Bit-identical on every instruction set.
+    `quantize_mxfp4` and `quantize_nvfp4` write them; the weight's `activation_scale` is applied to the sums.
+    Bit-identical on every instruction set.
     """
     columns = weight.num_columns
     _check("codes", codes, _INT8, (None, columns))
@@ -201,8 +209,10 @@ def fp4_linear_w4a16(x: Float32Array, weight: Fp4Weight, out: Float32Array) -> N
     """out[M, N] = x[M, K] times the decoded weight, transposed, for activations that nobody quantized.
 
     Where the processor has integer dot products, x enters as 16-bit integers that share a power of two per
-    128 columns: an error of at most 2^-15 of the largest magnitude among them, 1/64 of what bfloat16 may do
-    to that largest one. Elsewhere it is `fp4_linear_f32`. `round_to_bfloat16` of the weight is ignored.
+    128 columns (MXFP4) or 16 (NVFP4): an error of at most 2^-15 of the largest magnitude among them, 1/64 of
+    what bfloat16 may do to that largest one. With AMX bfloat16 tiles, for NVFP4, they have 8 significant bits:
+    off by at most 2^-9 of the value or 2^-12 of the largest. Elsewhere it is `fp4_linear_f32`.
+    `round_to_bfloat16` of the weight is ignored.
     """
     _check("x", x, _FLOAT32, (None, weight.num_columns))
     _check_out("out", out, _FLOAT32, (x.shape[0], weight.num_rows))
@@ -245,10 +255,11 @@ def quantize_mxfp4(x: Float32Array, codes: NDArray[np.int8], scales: Float32Arra
 def quantize_nvfp4(
     x: Float32Array, input_scale: float, modelopt: bool, codes: NDArray[np.int8], scales: Float32Array
 ) -> None:
-    """Quantize x [M, K] in blocks of 16: codes [M, K] (E2M1 value times two), scales [M, K/16] (multipliers).
+    """Quantize x [M, K] in blocks of 16: codes [M, K] (E2M1 value times two), scales [M, K/16] (E4M3 values).
 
     `input_scale` divides (compressed-tensors' input_global_scale) or, with `modelopt`, multiplies (its
-    input_scale). Non-finite blocks as in `quantize_mxfp4`.
+    input_scale); it is not in `scales`, but belongs to the weight's `activation_scale`. Non-finite blocks as
+    in `quantize_mxfp4`.
     """
     _check_quantize(x, codes, scales, 16)
     _kernels.quantize_nvfp4(x, input_scale, modelopt, codes, scales)

@@ -48,7 +48,7 @@ class ActivationQuantizer:
     modelopt: bool = False
 
     def __call__(self, x: Float32Array, workspace: Workspace) -> tuple[NDArray[np.int8], Float32Array]:
-        """Codes times two, int8 [M, K], and block multipliers, float32 [M, K / group_size]."""
+        """Codes times two, int8 [M, K], and block scales, float32 [M, K / group_size], for `kernels`."""
         num_rows, num_columns = x.shape
         codes = workspace.array("activation_codes", (num_rows, num_columns), np.int8)
         scales = workspace.array("activation_scales", (num_rows, num_columns // self.group_size))
@@ -57,6 +57,21 @@ class ActivationQuantizer:
         else:
             kernels.quantize_nvfp4(x, self.input_scale, self.modelopt, codes, scales)
         return codes, scales
+
+    @property
+    def activation_scale(self) -> float:
+        """What all block scales are multiplied by."""
+        if self.input_scale is None or self.modelopt:
+            return 1.0 if self.input_scale is None else self.input_scale
+        return float(np.float32(1) / np.float32(self.input_scale))
+
+    def multipliers(self, scales: Float32Array) -> Float32Array:
+        """Block scales with the input scale in them, rounded as the library that owns the layout does."""
+        if self.input_scale is None:
+            return scales
+        factor = np.float32(self.input_scale)
+        multipliers: Float32Array = scales * factor if self.modelopt else scales / factor
+        return multipliers
 
 
 class DenseLinear:
@@ -112,7 +127,8 @@ class Fp4LinearRounded:
         codes, scales = self._quantizer(x, workspace)
         blocks = codes.reshape(*scales.shape, -1)
         decoded = workspace.array("decoded_activations", x.shape)
-        np.multiply(blocks, np.float32(0.5) * scales[..., None], out=decoded.reshape(blocks.shape))
+        halves = np.float32(0.5) * self._quantizer.multipliers(scales)
+        np.multiply(blocks, halves[..., None], out=decoded.reshape(blocks.shape))
         kernels.fp4_linear_f32(decoded, self._weight, out)
 
 
@@ -164,8 +180,9 @@ def _build_fp4(modules: Sequence[Fp4Tensors], options: LinearOptions) -> Linear:
     first = modules[0]
     rounded = options.reference_numerics and first.rounds_to_bfloat16
     shards = [kernels.Fp4Shard(module.packed, module.scales, module.scale_table()) for module in modules]
-    weight = kernels.Fp4Weight(shards, first.group_size, round_to_bfloat16=rounded)
     quantizer = _quantizer(first, options)
+    activation_scale = 1.0 if quantizer is None else quantizer.activation_scale
+    weight = kernels.Fp4Weight(shards, first.group_size, rounded, activation_scale)
     if quantizer is None:
         return Fp4LinearW4A16(weight, float32=options.reference_numerics)
     return Fp4LinearRounded(weight, quantizer) if rounded else Fp4LinearW4A4(weight, quantizer)

@@ -7,16 +7,18 @@ others compute in float64 and define it up to float32 rounding. Nothing here is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.fp4 import bfloat16, e2m1, mxfp4, nvfp4
+from engines.fp4 import bfloat16, e2m1, e4m3, mxfp4, nvfp4
 from engines.fp4.blocks import QuantizedBlocks
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
-SUPERBLOCK_COLUMNS = 128
+_E4M3_ONE = 0x38
+SUMMED_BLOCKS = {mxfp4.GROUP_SIZE: 4, nvfp4.GROUP_SIZE: 2}
 Shard = tuple[NDArray[np.uint8], NDArray[np.uint8], Float32Array]
 
 
@@ -32,32 +34,56 @@ def decode_weight(shards: Sequence[Shard], group_size: int, round_to_bfloat16: b
     return bfloat16.round_trip(weight) if round_to_bfloat16 else weight
 
 
-def fp4_linear_w4a4(
-    codes: NDArray[np.int8], scales: Float32Array, shards: Sequence[Shard], group_size: int
-) -> Float32Array:
-    """Exact block sums, scaled and added in superblocks of 128 columns, each step rounded to float32.
+def split_scale_table(scale_table: Float32Array) -> tuple[Float32Array, float]:
+    """Multipliers without the tensor's own scale, and that scale, where the table is E4M3 times one factor.
 
-    In a superblock, part = part + sum * min((0.25 * w_scale) * a_scale, FLT_MAX) for its blocks in order;
-    then acc = acc + part.
+    Files divide by the factor or multiply: entries may be off by float32 rounding. Any other table stays.
+    """
+    factor = float(scale_table[_E4M3_ONE])
+    expected = e4m3.VALUES[:127].astype(np.float64) * factor
+    normal = np.finfo(np.float32).tiny <= factor < np.inf
+    if normal and (np.abs(scale_table[:127] - expected) <= 2.0**-22 * expected).all():
+        return e4m3.VALUES, factor
+    return scale_table, 1.0
+
+
+def fp4_linear_w4a4(
+    codes: NDArray[np.int8],
+    scales: Float32Array,
+    shards: Sequence[Shard],
+    group_size: int,
+    activation_scale: float = 1.0,
+) -> Float32Array:
+    """Exact block sums, scaled and added in runs of 4 (MXFP4) or 2 blocks, each step rounded to float32.
+
+    In a run, part = part + sum * min((0.25 * w_scale) * a_scale, FLT_MAX) for its blocks in order; then
+    acc = acc + part. At the end acc * (the weight's scale * activation_scale).
     """
     weight_codes = np.concatenate(
         [(2 * e2m1.decode(e2m1.unpack(packed))).astype(np.int64) for packed, _, _ in shards]
     )
-    quarter = np.concatenate([np.float32(0.25) * table[bytes_] for _, bytes_, table in shards])
+    tables = [split_scale_table(table) for _, _, table in shards]
+    quarter = np.concatenate(
+        [np.float32(0.25) * table[bytes_] for (_, bytes_, _), (table, _) in zip(shards, tables, strict=True)]
+    )
+    factors = [
+        np.full(bytes_.shape[0], np.float32(factor) * np.float32(activation_scale))
+        for (_, bytes_, _), (_, factor) in zip(shards, tables, strict=True)
+    ]
     num_rows, num_blocks = scales.shape
     x = codes.astype(np.int64).reshape(num_rows, num_blocks, group_size)
     w = weight_codes.reshape(-1, num_blocks, group_size)
     acc = np.zeros((num_rows, w.shape[0]), np.float32)
     part = np.zeros_like(acc)
-    blocks_per_superblock = SUPERBLOCK_COLUMNS // group_size
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for block in range(num_blocks):
             sums = (x[:, block] @ w[:, block].T).astype(np.float32)
             product = quarter[None, :, block] * scales[:, block, None]
             part = part + sums * np.minimum(product, np.finfo(np.float32).max)
-            if (block + 1) % blocks_per_superblock == 0 or block == num_blocks - 1:
+            if (block + 1) % SUMMED_BLOCKS[group_size] == 0 or block == num_blocks - 1:
                 acc, part = acc + part, np.zeros_like(part)
-    return acc
+        out: Float32Array = acc * np.concatenate(factors)
+    return out
 
 
 def linear(x: Float32Array, weight: NDArray[np.floating]) -> Float64Array:
@@ -73,11 +99,15 @@ def quantize_mxfp4(x: Float32Array) -> tuple[NDArray[np.int8], Float32Array]:
 def quantize_nvfp4(
     x: Float32Array, input_scale: float, modelopt: bool
 ) -> tuple[NDArray[np.int8], Float32Array]:
-    """As `quantize_mxfp4`; `input_scale` multiplies with `modelopt`, else it divides."""
+    """As `quantize_mxfp4`, but the scales are E4M3 values: `input_scale` is left out.
+
+    `input_scale` multiplies with `modelopt`, else it divides.
+    """
     quantize = (
         nvfp4.quantize_activations_modelopt if modelopt else nvfp4.quantize_activations_compressed_tensors
     )
-    return _doubled(x, quantize(x, input_scale), nvfp4.GROUP_SIZE)
+    quantized = quantize(x, input_scale)
+    return _doubled(x, replace(quantized, multipliers=e4m3.decode(quantized.scales)), nvfp4.GROUP_SIZE)
 
 
 def _doubled(

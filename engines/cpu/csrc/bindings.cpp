@@ -46,7 +46,8 @@ nybble::ElementType element_type(const AnyReadable& array) {
   throw std::invalid_argument("expected float32, float16 or uint16 (bfloat16 bits) elements");
 }
 
-void init_fp4_weight(nybble::Fp4Weight* self, const nb::list& shards, int group_size, bool round_to_bfloat16) {
+void init_fp4_weight(nybble::Fp4Weight* self, const nb::list& shards, int group_size, bool round_to_bfloat16,
+                     float activation_scale) {
   using Bytes = Array<const std::uint8_t, 2>;
   std::vector<Bytes> owned;
   std::vector<Floats1> tables;
@@ -70,7 +71,7 @@ void init_fp4_weight(nybble::Fp4Weight* self, const nb::list& shards, int group_
     views.push_back({packed.data(), scales.data(), table.data(), rows(packed)});
   }
   nb::gil_scoped_release release;
-  new (self) nybble::Fp4Weight(views, num_columns, group_size, round_to_bfloat16);
+  new (self) nybble::Fp4Weight(views, num_columns, group_size, round_to_bfloat16, activation_scale);
 }
 
 nb::ndarray<nb::numpy, float, nb::ndim<2>> decode(const nybble::Fp4Weight& weight) {
@@ -252,7 +253,7 @@ NB_MODULE(_kernels, m) {
         "repetitions"_a);
 
   nb::class_<nybble::Fp4Weight>(m, "Fp4Weight")
-      .def("__init__", &init_fp4_weight, "shards"_a, "group_size"_a, "round_to_bfloat16"_a)
+      .def("__init__", &init_fp4_weight, "shards"_a, "group_size"_a, "round_to_bfloat16"_a, "activation_scale"_a)
       .def("decode", &decode)
       .def_prop_ro("num_rows", &nybble::Fp4Weight::num_rows)
       .def_prop_ro("num_columns", &nybble::Fp4Weight::num_columns)

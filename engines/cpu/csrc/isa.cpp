@@ -31,7 +31,7 @@ bool processor_has_avx512() {
 std::vector<const KernelTable*> available_tables() {
   std::vector<const KernelTable*> tables;
   if (processor_has_avx512() && avx512_kernels() != nullptr) {
-    if (amx_status() == "usable") tables.push_back(amx_kernels());
+    if (usable_amx_kernels() != nullptr) tables.push_back(usable_amx_kernels());
     tables.push_back(avx512_kernels());
   }
   if (processor_has_avx2() && avx2_kernels() != nullptr) tables.push_back(avx2_kernels());

@@ -8,8 +8,10 @@
 namespace nybble {
 
 constexpr int kPanelRows = 16;
-/// Blocks of 128 columns are summed together; see isa/linear_w4a4.cpp.
+/// Activations are laid out in superblocks of 128 columns.
 constexpr int kSuperblockColumns = 128;
+/// Blocks that are summed with each other before they join the output's sum; see isa/linear_w4a4.cpp.
+constexpr int summed_blocks(int group_size) { return group_size == 32 ? 4 : 2; }
 
 enum class ElementType : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 
@@ -17,9 +19,10 @@ struct Fp4Panel {
   std::int64_t first_output;   // column of `out` that lane 0 writes
   int num_lanes;               // lanes that exist, 1..16
   const float* scale_table;    // [256] multiplier
-  const float* quarter_table;  // [256] 0.25 * multiplier
+  const float* quarter_table;  // [256] 0.25 * multiplier without `global_scale`
+  float global_scale;          // what the sums are multiplied by at their end: 1 but for NVFP4
   bool power_of_two_scales;    // scale byte b stands for 2^(b - 127): MXFP4
-  bool e4m3_scales;            // scale byte b stands for its E4M3 value times a factor, and all are finite: NVFP4
+  bool e4m3_scales;            // scale byte b stands for its E4M3 value times global_scale, and all are finite: NVFP4
 };
 
 struct Fp4View {
@@ -32,6 +35,8 @@ struct Fp4View {
   std::int64_t num_columns;
   int group_size;
   bool round_to_bfloat16;
+  float activation_scale;  // W4A4: what the activations' scales leave out
+  bool e4m3_scales;        // of every panel
 };
 
 struct DenseView {
@@ -44,7 +49,7 @@ struct DenseView {
 struct W4A4Args {
   Fp4View weight;
   const std::int8_t* codes;    // [num_rows, K] E2M1 value times two
-  const float* scales;         // [num_rows, K/group]
+  const float* scales;         // [num_rows, K/group], times weight.activation_scale
   const std::int32_t* biases;  // [num_rows, K/group] -12 * sum of the block's codes; null for prepare_w4a4
   float* out;                  // [num_rows, N]
   std::int64_t num_rows;
@@ -56,11 +61,12 @@ struct Fp4F32Args;
 /// superblock * num_rows + row.
 struct IntegerRows {
   std::int8_t* codes;          // [slots][num_parts][128]; W4A4 MXFP4: shifted to the superblock's lowest exponent
-  float* scales;               // [slots]
+  float* scales;               // [slots]; not W4A16 NVFP4
   std::int32_t* biases;        // [slots] what unsigned weight codes add, negated
-  std::uint8_t* regular;       // [slots] the superblock's blocks share an exponent
+  std::uint8_t* regular;       // [slots] the superblock's blocks share an exponent; NVFP4: its scales are E4M3 values
   std::int32_t* block_biases;  // [num_rows, K/group] the same for a block by itself
   std::int32_t* shared_block_biases;  // [num_rows, K/group] for a block's codes as shifted in `codes`
+  float* block_scales;                // [num_rows, K/group], W4A16 NVFP4
   float* largest_scales;              // [num_rows]
 };
 
@@ -68,12 +74,26 @@ struct IntegerArgs {
   Fp4View weight;
   IntegerRows rows;
   const std::int8_t* block_codes;  // W4A4: the caller's codes [num_rows, K]
-  const float* block_scales;       // W4A4: the caller's scales [num_rows, K/group]
+  const float* block_scales;       // W4A4: the caller's scales [num_rows, K/group]; W4A16 NVFP4: those of `rows`
   float* out;                      // [num_rows, N]
   std::int64_t num_rows;
   int num_parts;        // 1: W4A4. 2: W4A16, 16-bit integers as high and low bytes
   bool all_regular;     // no slot is irregular
   float largest_scale;  // of all rows; NaN does not count
+};
+
+/// NVFP4 activations as bfloat16 tiles; see isa/bfloat16_rows.h.
+struct Bfloat16Rows {
+  std::uint16_t* tiles;  // [num_rows / 16, up][K / 32, up][16][32]
+  std::uint8_t* fits;    // [num_rows] the tiles give the bits of the integer products
+};
+
+struct Bfloat16Args {
+  Fp4View weight;  // with e4m3_scales
+  Bfloat16Rows rows;
+  float* out;  // [num_rows, N]
+  std::int64_t num_rows;
+  bool quantized;  // W4A4: weight.activation_scale counts
 };
 
 struct Fp4F32Args {
@@ -93,7 +113,7 @@ struct DenseArgs {
 struct QuantizeArgs {
   const float* x;      // [num_rows, num_columns]
   std::int8_t* codes;  // [num_rows, num_columns]
-  float* scales;       // [num_rows, num_columns/group]
+  float* scales;       // [num_rows, num_columns/group]; NVFP4: E4M3 values, input_scale left out
   std::int64_t num_columns;
   float input_scale;  // NVFP4 only
   bool modelopt;      // NVFP4 only
@@ -175,6 +195,10 @@ struct KernelTable {
   void (*prepare_w4a16)(const Fp4F32Args&, const IntegerRows&, std::int64_t row_begin, std::int64_t row_end);
   void (*fp4_linear_integer)(const IntegerArgs&, std::int64_t panel_begin, std::int64_t panel_end);
   void (*fp4_linear_few_rows)(const IntegerArgs&, std::int64_t panel_begin, std::int64_t panel_end);  // the same bits
+  /// NVFP4 with many rows, the same bits again; null where there are no bfloat16 tiles.
+  void (*tile_rows_w4a4)(const W4A4Args&, const Bfloat16Rows&, std::int64_t row_begin, std::int64_t row_end);
+  void (*tile_rows_w4a16)(const Fp4F32Args&, const Bfloat16Rows&, std::int64_t row_begin, std::int64_t row_end);
+  void (*fp4_linear_bfloat16)(const Bfloat16Args&, std::int64_t panel_begin, std::int64_t panel_end);
   void (*fp4_linear_f32)(const Fp4F32Args&, std::int64_t panel_begin, std::int64_t panel_end);
   void (*dense_linear)(const DenseArgs&, std::int64_t panel_begin, std::int64_t panel_end);
   void (*quantize_mxfp4)(const QuantizeArgs&, std::int64_t row_begin, std::int64_t row_end);
@@ -202,7 +226,8 @@ struct KernelTable {
 const KernelTable* plain_kernels();
 const KernelTable* avx2_kernels();
 const KernelTable* avx512_kernels();
-const KernelTable* amx_kernels();           // AVX-512's, with the integer products on AMX tiles
-const KernelTable* amx_emulated_kernels();  // the same on emulated tiles, for tests
+const KernelTable* amx_emulated_kernels();  // AVX-512's with all that follows on emulated tiles, for tests
+/// AVX-512's, with the integer products on int8 tiles, NVFP4 on bfloat16 tiles, or both.
+const KernelTable* amx_kernels(bool int8_tiles, bool bfloat16_tiles);
 
 }  // namespace nybble

@@ -36,6 +36,7 @@ class IntegerWorkspace {
                                   num_slots_,
                                   num_blocks * 4,
                                   num_blocks * 4,
+                                  num_blocks * 4,
                                   num_rows * 4};
     std::size_t total = 0;
     for (const std::int64_t size : sizes) total += padded(size);
@@ -52,6 +53,7 @@ class IntegerWorkspace {
     take(rows.regular);
     take(rows.block_biases);
     take(rows.shared_block_biases);
+    take(rows.block_scales);
     take(rows.largest_scales);
     if (num_parts == 2) rows.shared_block_biases = rows.block_biases;  // 16-bit integers are not shifted
     return rows;
@@ -70,6 +72,38 @@ class IntegerWorkspace {
 IntegerWorkspace& integer_workspace() {
   thread_local IntegerWorkspace workspace;
   return workspace;
+}
+
+/// Activations of one product on bfloat16 tiles, kept by the calling thread between calls.
+Bfloat16Rows bfloat16_rows(std::int64_t num_rows, std::int64_t num_columns) {
+  thread_local AlignedBuffer tiles, fits;
+  const auto fit = [](AlignedBuffer& buffer, std::int64_t num_bytes) {
+    if (buffer.num_bytes() < static_cast<std::size_t>(num_bytes)) {
+      buffer = AlignedBuffer(static_cast<std::size_t>(num_bytes));
+    }
+    return buffer.data();
+  };
+  const std::int64_t num_elements = (num_rows + 15) / 16 * ((num_columns + 31) / 32) * 16 * 32;
+  return {reinterpret_cast<std::uint16_t*>(fit(tiles, num_elements * 2)), fit(fits, num_rows)};
+}
+
+/// NVFP4 on bfloat16 tiles; false, and nothing written, where they would not give the integer products' bits.
+/// `fill(rows, begin, end)` writes the activations of a range of rows.
+template <typename Fill>
+bool linear_bfloat16(const KernelTable& table, const Fp4Weight& weight, std::int64_t num_rows, float* out,
+                     bool quantized, const Fill& fill) {
+  if (table.fp4_linear_bfloat16 == nullptr || weight.group_size() != 16 || !weight.e4m3_scales()) return false;
+  const Bfloat16Rows rows = bfloat16_rows(num_rows, weight.num_columns());
+  parallel_for(num_rows, row_cost(weight.num_columns()),
+               [&](std::int64_t begin, std::int64_t end) { fill(rows, begin, end); });
+  if (std::find(rows.fits, rows.fits + num_rows, 0) != rows.fits + num_rows) return false;
+  const Bfloat16Args args{weight.view(), rows, out, num_rows, quantized};
+  // In pairs of panels, which share the loads of the activations.
+  parallel_for((args.weight.num_panels + 1) / 2, 2.0 * linear_cost(num_rows, weight.num_columns()),
+               [&](std::int64_t begin, std::int64_t end) {
+                 table.fp4_linear_bfloat16(args, 2 * begin, std::min(2 * end, args.weight.num_panels));
+               });
+  return true;
 }
 
 /// Up to this many rows the kernel that keeps no unpacked weights is the faster one; measured, see docs/performance.md.
@@ -92,14 +126,18 @@ void fp4_linear_w4a4(const KernelTable& table, const std::int8_t* codes, const f
                      std::int64_t num_rows, float* out) {
   if (num_rows == 0) return;
   if (table.fp4_linear_integer != nullptr) {
+    const W4A4Args args{weight.view(), codes, scales, nullptr, out, num_rows};
+    const auto fill = [&](const Bfloat16Rows& rows, std::int64_t begin, std::int64_t end) {
+      table.tile_rows_w4a4(args, rows, begin, end);
+    };
+    if (num_rows > few_rows(1) && linear_bfloat16(table, weight, num_rows, out, true, fill)) return;
     IntegerWorkspace& workspace = integer_workspace();
     const IntegerRows rows = workspace.rows(num_rows, weight.num_columns(), weight.group_size(), 1);
-    const W4A4Args args{weight.view(), codes, scales, nullptr, out, num_rows};
     parallel_for(num_rows, row_cost(weight.num_columns()),
                  [&](std::int64_t begin, std::int64_t end) { table.prepare_w4a4(args, rows, begin, end); });
     const float largest = *std::max_element(rows.largest_scales, rows.largest_scales + num_rows);
-    const bool regular = weight.group_size() == 16 || workspace.all_regular(rows);
-    return run_integer(table, {weight.view(), rows, codes, scales, out, num_rows, 1, regular, largest});
+    return run_integer(table,
+                       {weight.view(), rows, codes, scales, out, num_rows, 1, workspace.all_regular(rows), largest});
   }
   const std::int64_t num_blocks = num_rows * (weight.num_columns() / weight.group_size());
   std::vector<std::int32_t> biases(static_cast<std::size_t>(num_blocks));
@@ -117,12 +155,16 @@ void fp4_linear_w4a16(const KernelTable& table, const float* x, const Fp4Weight&
                       float* out) {
   if (num_rows == 0) return;
   if (table.fp4_linear_integer == nullptr) return fp4_linear_f32(x, weight, num_rows, out);
-  const IntegerRows rows = integer_workspace().rows(num_rows, weight.num_columns(), weight.group_size(), 2);
   const Fp4F32Args args{weight.view(), x, out, num_rows};
+  const auto fill = [&](const Bfloat16Rows& rows, std::int64_t begin, std::int64_t end) {
+    table.tile_rows_w4a16(args, rows, begin, end);
+  };
+  if (num_rows > few_rows(2) && linear_bfloat16(table, weight, num_rows, out, false, fill)) return;
+  const IntegerRows rows = integer_workspace().rows(num_rows, weight.num_columns(), weight.group_size(), 2);
   parallel_for(num_rows, row_cost(weight.num_columns()),
                [&](std::int64_t begin, std::int64_t end) { table.prepare_w4a16(args, rows, begin, end); });
   const float largest = *std::max_element(rows.largest_scales, rows.largest_scales + num_rows);
-  run_integer(table, {weight.view(), rows, nullptr, nullptr, out, num_rows, 2, true, largest});
+  run_integer(table, {weight.view(), rows, nullptr, rows.block_scales, out, num_rows, 2, true, largest});
 }
 
 void fp4_linear_f32(const float* x, const Fp4Weight& weight, std::int64_t num_rows, float* out) {

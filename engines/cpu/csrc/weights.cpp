@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -53,13 +54,18 @@ void transpose_panel(const Element* source, std::int64_t num_lanes, std::int64_t
   }
 }
 
+constexpr int kE4m3One = 0x38;  // the byte of 1.0
+
 std::size_t element_bytes(ElementType type) { return type == ElementType::kFloat32 ? 4 : 2; }
 
 }  // namespace
 
 Fp4Weight::Fp4Weight(const std::vector<Fp4Shard>& shards, std::int64_t num_columns, int group_size,
-                     bool round_to_bfloat16)
-    : num_columns_(num_columns), group_size_(group_size), round_to_bfloat16_(round_to_bfloat16) {
+                     bool round_to_bfloat16, float activation_scale)
+    : num_columns_(num_columns),
+      group_size_(group_size),
+      round_to_bfloat16_(round_to_bfloat16),
+      activation_scale_(activation_scale) {
   if (group_size != 16 && group_size != 32) {
     throw std::invalid_argument("group_size must be 16 or 32, got " + std::to_string(group_size));
   }
@@ -82,6 +88,29 @@ Fp4Weight::Fp4Weight(const std::vector<Fp4Shard>& shards, std::int64_t num_colum
     });
     panel += count;
   }
+  e4m3_scales_ = std::all_of(panels_.begin(), panels_.end(), [](const Fp4Panel& info) { return info.e4m3_scales; });
+}
+
+/// E4M3 scales keep their four significant bits, and the tensor's factor waits for the end of the sums: products with
+/// E4M3 activation scales are exact then. Files divide by the factor or multiply; both agree with it but for rounding.
+void Fp4Weight::split_scales(ScaleTable& table) {
+  float e4m3[256];
+  for (int byte = 0; byte < 128; ++byte) {
+    e4m3[byte] = byte < 8 ? std::ldexp(static_cast<float>(byte), -9)
+                          : std::ldexp(static_cast<float>(8 + byte % 8), byte / 8 - 10);
+    if (byte == 127) e4m3[byte] = std::numeric_limits<float>::quiet_NaN();
+    e4m3[byte + 128] = -e4m3[byte];
+  }
+  const double factor = table.multiplier[kE4m3One];
+  table.e4m3 = std::isnormal(table.multiplier[kE4m3One]) && factor > 0.0;
+  for (int byte = 0; byte < 127; ++byte) {
+    const double expected = factor * e4m3[byte];
+    table.e4m3 = table.e4m3 && std::fabs(table.multiplier[byte] - expected) <= 0x1p-22 * expected;
+  }
+  table.global_scale = table.e4m3 ? table.multiplier[kE4m3One] : 1.0F;
+  for (int byte = 0; byte < 256; ++byte) {
+    table.quarter[byte] = 0.25F * (table.e4m3 ? e4m3[byte] : table.multiplier[byte]);
+  }
 }
 
 void Fp4Weight::plan_panels(const std::vector<Fp4Shard>& shards) {
@@ -90,20 +119,16 @@ void Fp4Weight::plan_panels(const std::vector<Fp4Shard>& shards) {
     ScaleTable& table = tables_.emplace_back();
     for (int byte = 0; byte < 256; ++byte) {
       table.multiplier[byte] = shard.scale_table[byte];
-      table.quarter[byte] = 0.25F * shard.scale_table[byte];
     }
+    split_scales(table);
     table.power_of_two = true;
     for (int byte = 1; byte < 255; ++byte) {
       table.power_of_two = table.power_of_two && table.multiplier[byte] == std::ldexp(1.0F, byte - 127);
     }
-    // Normal numbers only, quarters included: the kernels build the others by adding to the exponent bits.
-    table.e4m3 = std::isnormal(table.quarter[8]) && std::isnormal(table.quarter[126]);
-    for (int byte = 8; byte < 127; ++byte) {
-      table.e4m3 = table.e4m3 && table.quarter[byte] == std::ldexp(table.quarter[8 + byte % 8], byte / 8 - 1);
-    }
     for (std::int64_t row = 0; row < shard.num_rows; row += kPanelRows) {
       const int lanes = static_cast<int>(std::min<std::int64_t>(kPanelRows, shard.num_rows - row));
-      panels_.push_back({num_rows_ + row, lanes, table.multiplier, table.quarter, table.power_of_two, table.e4m3});
+      panels_.push_back({num_rows_ + row, lanes, table.multiplier, table.quarter, table.global_scale,
+                         table.power_of_two, table.e4m3});
     }
     num_rows_ += shard.num_rows;
     shard_rows_.push_back(shard.num_rows);
@@ -135,8 +160,9 @@ void Fp4Weight::repack_panel(const Fp4Shard& shard, std::int64_t first_row, std:
 }
 
 Fp4View Fp4Weight::view() const {
-  return {buffer_.data(), panel_bytes_, scale_offset_, panels_.data(),    static_cast<std::int64_t>(panels_.size()),
-          num_rows_,      num_columns_, group_size_,   round_to_bfloat16_};
+  return {buffer_.data(), panel_bytes_, scale_offset_, panels_.data(),     static_cast<std::int64_t>(panels_.size()),
+          num_rows_,      num_columns_, group_size_,   round_to_bfloat16_, activation_scale_,
+          e4m3_scales_};
 }
 
 void Fp4Weight::decode(float* out) const {

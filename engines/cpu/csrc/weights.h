@@ -24,8 +24,10 @@ struct Fp4Shard {
 /// shard to a multiple of 16 are zero and never written to an output.
 class Fp4Weight {
  public:
-  /// Throws std::invalid_argument unless group_size is 16 or 32 and divides num_columns.
-  Fp4Weight(const std::vector<Fp4Shard>& shards, std::int64_t num_columns, int group_size, bool round_to_bfloat16);
+  /// `activation_scale` multiplies every W4A4 product: the part of the activations' scales that is the same for all
+  /// blocks. Throws std::invalid_argument unless group_size is 16 or 32 and divides num_columns.
+  Fp4Weight(const std::vector<Fp4Shard>& shards, std::int64_t num_columns, int group_size, bool round_to_bfloat16,
+            float activation_scale = 1.0F);
 
   Fp4View view() const;
   std::int64_t num_rows() const { return num_rows_; }
@@ -33,6 +35,8 @@ class Fp4Weight {
   int group_size() const { return group_size_; }
   bool round_to_bfloat16() const { return round_to_bfloat16_; }
   std::size_t num_bytes() const { return buffer_.num_bytes(); }
+  /// Every scale is a finite E4M3 value times its shard's factor.
+  bool e4m3_scales() const { return e4m3_scales_; }
   const std::vector<std::int64_t>& shard_rows() const { return shard_rows_; }
   /// Dequantized weight, float32 [num_rows, num_columns].
   void decode(float* out) const;
@@ -40,10 +44,12 @@ class Fp4Weight {
  private:
   struct ScaleTable {
     float multiplier[256];
-    float quarter[256];  // 0.25 * multiplier: turns a sum of doubled codes into a value
+    float quarter[256];  // 0.25 * multiplier / global_scale: turns a sum of doubled codes into a value
+    float global_scale;  // the factor of E4M3 scales, else 1
     bool power_of_two;   // multiplier[b] is 2^(b - 127) for every byte that stands for a number
-    bool e4m3;           // multiplier[b] is multiplier[8 + b % 8] * 2^(b / 8 - 1) for b = 8..126
+    bool e4m3;           // multiplier[b] is the E4M3 value b stands for times one factor, to float32 rounding
   };
+  static void split_scales(ScaleTable& table);
   void plan_panels(const std::vector<Fp4Shard>& shards);
   void repack_panel(const Fp4Shard& shard, std::int64_t first_row, std::int64_t panel);
 
@@ -51,6 +57,8 @@ class Fp4Weight {
   std::int64_t num_columns_;
   int group_size_;
   bool round_to_bfloat16_;
+  float activation_scale_;
+  bool e4m3_scales_ = false;
   std::size_t panel_bytes_;
   std::size_t scale_offset_;
   std::vector<std::int64_t> shard_rows_;

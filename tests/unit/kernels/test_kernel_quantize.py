@@ -63,9 +63,10 @@ def test_nvfp4_compressed_tensors_golden(
         return
     divisor = tensors[f"{key}{calibration}.input_global_scale"].astype(np.float32).reshape(())
     codes, scales = run_nvfp4(tensors[key + "input"], float(divisor), modelopt=False)
-    want_scales = tensors[f"{key}{calibration}.scale"].astype(np.float32) / divisor
-    np.testing.assert_array_equal(scales, want_scales)
-    np.testing.assert_array_equal(dequantized(codes, scales), tensors[f"{key}{calibration}.dequant"])
+    np.testing.assert_array_equal(scales, tensors[f"{key}{calibration}.scale"].astype(np.float32))
+    np.testing.assert_array_equal(
+        dequantized(codes, scales / divisor), tensors[f"{key}{calibration}.dequant"]
+    )
 
 
 @pytest.mark.parametrize("calibration", CALIBRATIONS)
@@ -78,8 +79,9 @@ def test_nvfp4_modelopt_golden(isa: str, golden_vectors: GoldenVectors, case: st
         return
     factor = tensors[f"{key}{calibration}.input_scale"].astype(np.float32).reshape(())
     codes, scales = run_nvfp4(tensors[key + "input"], float(factor), modelopt=True)
-    np.testing.assert_array_equal(scales, tensors[f"{key}{calibration}.scale"].astype(np.float32) * factor)
-    np.testing.assert_array_equal(dequantized(codes, scales), tensors[f"{key}{calibration}.qtensor_dequant"])
+    np.testing.assert_array_equal(scales, tensors[f"{key}{calibration}.scale"].astype(np.float32))
+    want = tensors[f"{key}{calibration}.qtensor_dequant"]
+    np.testing.assert_array_equal(dequantized(codes, scales * factor), want)
 
 
 def awkward_blocks(rng: np.random.Generator) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 #pragma once
 // Tile registers in software, operation by operation as Intel's manual (Instruction Set Reference: LDTILECFG,
-// TILELOADD, TILESTORED, TILEZERO, TDPBSSD) describes them, with its fault conditions as a trap. It lets the AMX
-// kernels be tested bit for bit on processors without AMX. Each thread has its own registers, as in hardware.
+// TILELOADD, TILESTORED, TILEZERO, TDPBSSD, TDPBF16PS) describes them, with its fault conditions as a trap. It lets the
+// AMX kernels be tested bit for bit on processors without AMX. Each thread has its own registers, as in hardware.
 
 #include "amx_tiles.h"
 
@@ -87,6 +87,44 @@ struct EmulatedTileInstructions {
       }
       std::memcpy(t_tiles.data[Sum][m], sums, static_cast<std::size_t>(config.row_bytes[Sum]));
     }
+  }
+
+  /// TDPBF16PS: for ascending k, chain i (0 and 1) of sum[m][n] takes bfloat16 2k+i of a's row m times 2n+i of b's row
+  /// k by a fused multiply-add; then the chains are added, and that to sum[m][n]. Subnormal operands and results are
+  /// zero.
+  template <int Sum, int A, int B>
+  __attribute__((noinline)) static void dot_bfloat16() {
+    static_assert(Sum != A && Sum != B && A != B);
+    const TileConfig& config = t_tiles.config;
+    fault_unless(t_tiles.configured && config.row_bytes[Sum] % 4 == 0 && config.row_bytes[A] % 4 == 0);
+    fault_unless(config.rows[A] == config.rows[Sum] && config.row_bytes[B] == config.row_bytes[Sum]);
+    fault_unless(config.row_bytes[A] / 4 == config.rows[B]);
+    for (int m = 0; m < config.rows[Sum]; ++m) {
+      F16 chains[2] = {splat(0.0F), splat(0.0F)};
+      for (int k = 0; k < config.row_bytes[A] / 4; ++k) {
+        const __m512i pairs = _mm512_loadu_si512(t_tiles.data[B][k]);
+        for (int i = 0; i < 2; ++i) {
+          std::uint16_t a;
+          std::memcpy(&a, t_tiles.data[A][m] + 4 * k + 2 * i, sizeof(a));
+          const __m512i high = i == 0 ? _mm512_slli_epi32(pairs, 16) : pairs;
+          const __m512i b = _mm512_and_si512(high, _mm512_set1_epi32(static_cast<int>(0xffff0000U)));
+          chains[i] =
+              flushed(fma(flushed(splat(bfloat16_to_float(a))), flushed(F16{_mm512_castsi512_ps(b)}), chains[i]));
+        }
+      }
+      F16 sum = flushed(F16{_mm512_loadu_ps(t_tiles.data[Sum][m])});
+      sum = flushed(sum + flushed(chains[0] + chains[1]));
+      const auto lanes = static_cast<__mmask16>((1U << config.row_bytes[Sum] / 4) - 1U);
+      _mm512_mask_storeu_ps(t_tiles.data[Sum][m], lanes, sum.v);
+    }
+  }
+
+ private:
+  static F16 flushed(F16 values) {
+    const __m512i bits = _mm512_castps_si512(values.v);
+    const __mmask16 subnormal = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
+    const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80000000U));
+    return {_mm512_castsi512_ps(_mm512_mask_and_epi32(bits, subnormal, bits, sign))};
   }
 };
 

@@ -72,36 +72,39 @@ struct Ahead {
   const std::uint8_t* panels[2];  // one superblock's codes each
 };
 
+// Loops over a register tile are unrolled by pragma, and a tile with its addresses (rows a constant apart) is a
+// function by itself: in a large caller GCC 12 may give up and keep the sums in memory, at half the speed.
+#define NYBBLE_UNROLL _Pragma("GCC unroll 16")
+
 /// Rows x Panels outputs over the vectors [begin, end) of a superblock: sums[row][panel] = bias + dot product.
 /// Split sums keep the instruction's latency hidden when there are few outputs.
 template <int Rows, int Panels, int Parts>
-inline void multiply(const Unpacked<Panels>& weights, const std::int8_t* const* codes, int begin, int end,
-                     const std::int32_t* biases, const Ahead& ahead, __m512i (&sums)[Rows][Panels]) {
+__attribute__((always_inline)) inline void multiply(const Unpacked<Panels>& weights, const std::int8_t* const* codes,
+                                                    int begin, int end, const std::int32_t* biases, const Ahead& ahead,
+                                                    __m512i (&sums)[Rows][Panels]) {
   constexpr int kSplit = Rows * Panels * Parts <= 6 ? 2 : 1;
   __m512i acc[kSplit][Parts][Rows][Panels];
-  for (int r = 0; r < Rows; ++r) {
-    for (int p = 0; p < Panels; ++p) {
-      for (int i = 0; i < kSplit * Parts; ++i) acc[i / Parts][i % Parts][r][p] = _mm512_setzero_si512();
+  NYBBLE_UNROLL for (int r = 0; r < Rows; ++r) {
+    NYBBLE_UNROLL for (int p = 0; p < Panels; ++p) {
+      NYBBLE_UNROLL for (int i = 0; i < kSplit * Parts; ++i) acc[i / Parts][i % Parts][r][p] = _mm512_setzero_si512();
       acc[0][Parts - 1][r][p] = _mm512_set1_epi32(biases[r]);
     }
   }
   for (int v = begin; v < end; v += kSplit) {
-    for (int s = 0; s < kSplit; ++s) {
+    NYBBLE_UNROLL for (int s = 0; s < kSplit; ++s) {
       __builtin_prefetch(ahead.panels[(v + s) % 2] + (v + s) / 2 * 64, 0, 2);
       __m512i w[Panels];
-      for (int p = 0; p < Panels; ++p) w[p] = _mm512_load_si512(weights.codes[v + s][p]);
-      for (int r = 0; r < Rows; ++r) {
-        for (int part = 0; part < Parts; ++part) {
+      NYBBLE_UNROLL for (int p = 0; p < Panels; ++p) w[p] = _mm512_load_si512(weights.codes[v + s][p]);
+      NYBBLE_UNROLL for (int r = 0; r < Rows; ++r) {
+        NYBBLE_UNROLL for (int part = 0; part < Parts; ++part) {
           const __m512i x = four_columns(codes[r] + part * kSuperblockColumns + (v + s) * 4);
-          for (int p = 0; p < Panels; ++p) {
-            dot_product(acc[s][part][r][p], w[p], x);
-          }
+          NYBBLE_UNROLL for (int p = 0; p < Panels; ++p) dot_product(acc[s][part][r][p], w[p], x);
         }
       }
     }
   }
-  for (int r = 0; r < Rows; ++r) {
-    for (int p = 0; p < Panels; ++p) {
+  NYBBLE_UNROLL for (int r = 0; r < Rows; ++r) {
+    NYBBLE_UNROLL for (int p = 0; p < Panels; ++p) {
       __m512i sum = acc[0][Parts - 1][r][p];
       if (kSplit == 2) sum = _mm512_add_epi32(sum, acc[kSplit - 1][Parts - 1][r][p]);
       if (Parts == 2) {
@@ -124,12 +127,13 @@ struct TileRows {
 };
 
 template <int Rows, int Panels, int Parts>
-void shared_tile(const Unpacked<Panels>& weights, int num_blocks, const TileRows<Rows>& rows, const Ahead& ahead) {
+__attribute__((always_inline)) inline void shared_tile(const Unpacked<Panels>& weights, int num_blocks,
+                                                       const TileRows<Rows>& rows, const Ahead& ahead) {
   __m512i sums[Rows][Panels];
   multiply<Rows, Panels, Parts>(weights, rows.codes, 0, num_blocks * 8, rows.biases, ahead, sums);
-  for (int p = 0; p < Panels; ++p) {
+  NYBBLE_UNROLL for (int p = 0; p < Panels; ++p) {
     const F16 quarter = load(weights.quarters[0][p]);
-    for (int r = 0; r < Rows; ++r) {
+    NYBBLE_UNROLL for (int r = 0; r < Rows; ++r) {
       float* out = rows.out[r] + p * 16;
       store(out, fma(F16{_mm512_cvtepi32_ps(sums[r][p])}, quarter * splat(rows.scales[r]), load(out)));
     }
@@ -137,31 +141,33 @@ void shared_tile(const Unpacked<Panels>& weights, int num_blocks, const TileRows
 }
 
 /// Block by block. `scales` and `biases` of row r and block b: at [r][b] behind the given pointers.
-template <int Rows, int Panels, int Parts, int Group, bool Clamp>
-void block_tile(const Unpacked<Panels>& weights, int num_blocks, const TileRows<Rows>& rows,
-                const float* const (&scales)[Rows], int64_t scale_step, const std::int32_t* const (&biases)[Rows],
-                const Ahead& ahead) {
-  F16 part_sums[Rows][Panels];
-  for (int r = 0; r < Rows; ++r) {
-    for (int p = 0; p < Panels; ++p) part_sums[r][p] = splat(0.0F);
-  }
+template <int Rows, int Panels, int Parts, int Group, BlockScaling Scaling>
+__attribute__((always_inline)) inline void block_tile(const Unpacked<Panels>& weights, int num_blocks,
+                                                      const TileRows<Rows>& rows, const float* const (&scales)[Rows],
+                                                      int64_t scale_step, const std::int32_t* const (&biases)[Rows],
+                                                      const Ahead& ahead) {
+  F16 run_sums[Rows][Panels];
   for (int b = 0; b < num_blocks; ++b) {
     std::int32_t block_biases[Rows];
-    for (int r = 0; r < Rows; ++r) block_biases[r] = biases[r][b];
+    NYBBLE_UNROLL for (int r = 0; r < Rows; ++r) block_biases[r] = biases[r][b];
     __m512i sums[Rows][Panels];
     multiply<Rows, Panels, Parts>(weights, rows.codes, b * (Group / 4), (b + 1) * (Group / 4), block_biases, ahead,
                                   sums);
-    for (int p = 0; p < Panels; ++p) {
+    const bool first = b % summed_blocks(Group) == 0;
+    const bool last = b % summed_blocks(Group) == summed_blocks(Group) - 1 || b == num_blocks - 1;
+    NYBBLE_UNROLL for (int p = 0; p < Panels; ++p) {
       const F16 quarter = load(weights.quarters[b][p]);
-      for (int r = 0; r < Rows; ++r) {
-        F16 product = quarter * splat(scales[r][b * scale_step]);
-        if (Clamp) product = min(splat(kMaxFloat), product);
-        part_sums[r][p] = part_sums[r][p] + F16{_mm512_cvtepi32_ps(sums[r][p])} * product;
+      NYBBLE_UNROLL for (int r = 0; r < Rows; ++r) {
+        const F16 product = quarter * splat(scales[r][b * scale_step]);
+        run_sums[r][p] = add_block<Scaling>(F16{_mm512_cvtepi32_ps(sums[r][p])}, product, run_sums[r][p], first);
       }
     }
-  }
-  for (int r = 0; r < Rows; ++r) {
-    for (int p = 0; p < Panels; ++p) store(rows.out[r] + p * 16, load(rows.out[r] + p * 16) + part_sums[r][p]);
+    if (!last) continue;
+    NYBBLE_UNROLL for (int r = 0; r < Rows; ++r) {
+      NYBBLE_UNROLL for (int p = 0; p < Panels; ++p) {
+        store(rows.out[r] + p * 16, load(rows.out[r] + p * 16) + run_sums[r][p]);
+      }
+    }
   }
 }
 
@@ -185,8 +191,9 @@ class PanelGroup {
     for (int64_t row = row_begin; row < row_end; ++row) {
       for (int p = 0; p < Panels; ++p) {
         const Fp4Panel& panel = args_.weight.panels[first_panel_ + p];
+        const F16 sum = load(sums_ + ((row - row_begin) * Panels + p) * 16);
         store_partial(args_.out + row * args_.weight.num_rows + panel.first_output,
-                      load(sums_ + ((row - row_begin) * Panels + p) * 16), panel.num_lanes);
+                      sum * output_factor<Parts>(args_.weight, first_panel_ + p), panel.num_lanes);
       }
     }
   }
@@ -234,11 +241,7 @@ class PanelGroup {
       return;
     }
     unpack_all_blocks(sources);
-    for_tiles<6 / Parts>(row_begin_, row_end_, [&]<int Rows>(int64_t row) {
-      int64_t rows[Rows];
-      for (int r = 0; r < Rows; ++r) rows[r] = row + r;
-      run_blocks<Rows>(rows);
-    });
+    for_tiles<6 / Parts>(row_begin_, row_end_, [&]<int Rows>(int64_t row) { run_blocks<Rows>(row); });
   }
 
   /// Tiles of at most MaxRows rows that differ by at most one: a tile of one or two rows would wait for its own sums.
@@ -261,7 +264,7 @@ class PanelGroup {
   float* sums(int64_t row) { return sums_ + (row - row_begin_) * Panels * 16; }
 
   template <int Rows>
-  void run_shared(int64_t row) {
+  __attribute__((noinline)) void run_shared(int64_t row) {
     TileRows<Rows> tile;
     const int64_t slot = superblock_ * args_.num_rows + row;
     for (int r = 0; r < Rows; ++r) {
@@ -307,8 +310,7 @@ class PanelGroup {
       if (args_.rows.regular[superblock_ * args_.num_rows + row]) continue;
       if (!unpacked) unpack_all_blocks(sources);
       unpacked = true;
-      const int64_t rows[1] = {row};
-      run_blocks<1>(rows);
+      run_blocks<1>(row);
     }
   }
 
@@ -318,34 +320,42 @@ class PanelGroup {
       const float mine = unpack_blocks<Panels, Group>(sources[p], num_blocks_, p, unpacked_);
       largest = mine > largest ? mine : largest;
     }
-    clamp_ = !(largest * args_.largest_scale <= kMaxFloat);
+    const bool clamp = !(largest * args_.largest_scale <= kMaxFloat);
+    scaling_ = block_scaling<Group>(args_.weight.e4m3_scales, args_.all_regular, clamp);
   }
 
   template <int Rows>
-  void run_blocks(const int64_t (&rows)[Rows]) {
+  void run_blocks(int64_t row) {
+    if constexpr (Group == 16) {
+      if (scaling_ == BlockScaling::kFused) return run_scaled_blocks<Rows, BlockScaling::kFused>(row);
+      if (scaling_ == BlockScaling::kFusedClamped) return run_scaled_blocks<Rows, BlockScaling::kFusedClamped>(row);
+    } else {
+      if (scaling_ == BlockScaling::kSeparate) return run_scaled_blocks<Rows, BlockScaling::kSeparate>(row);
+    }
+    run_scaled_blocks<Rows, BlockScaling::kSeparateClamped>(row);
+  }
+
+  template <int Rows, BlockScaling Scaling>
+  __attribute__((noinline)) void run_scaled_blocks(int64_t row) {
     TileRows<Rows> tile;
     const float* scales[Rows];
     const std::int32_t* biases[Rows];
     const int64_t num_blocks = args_.weight.num_columns / Group;
     const int64_t first_block = superblock_ * (kSuperblockColumns / Group);
-    for (int r = 0; r < Rows; ++r) {
-      const int64_t slot = superblock_ * args_.num_rows + rows[r];
+    const int64_t slot = superblock_ * args_.num_rows + row;
+    NYBBLE_UNROLL for (int r = 0; r < Rows; ++r) {
       // The packed codes of an MXFP4 row are shifted (W4A4): the caller's are not.
       tile.codes[r] = Parts == 1 && Group == 32
-                          ? args_.block_codes + rows[r] * args_.weight.num_columns + superblock_ * kSuperblockColumns
-                          : args_.rows.codes + slot * Parts * kSuperblockColumns;
-      tile.out[r] = sums(rows[r]);
-      scales[r] = Parts == 2 ? args_.rows.scales + slot : args_.block_scales + rows[r] * num_blocks + first_block;
-      biases[r] = args_.rows.block_biases + rows[r] * num_blocks + first_block;
+                          ? args_.block_codes + (row + r) * args_.weight.num_columns + superblock_ * kSuperblockColumns
+                          : args_.rows.codes + (slot + r) * Parts * kSuperblockColumns;
+      tile.out[r] = sums(row + r);
+      scales[r] = has_block_scales<Parts, Group>() ? args_.block_scales + (row + r) * num_blocks + first_block
+                                                   : args_.rows.scales + slot + r;
+      biases[r] = args_.rows.block_biases + (row + r) * num_blocks + first_block;
     }
-    constexpr int64_t kScaleStep = Parts == 2 ? 0 : 1;
-    if (clamp_) {
-      block_tile<Rows, Panels, Parts, Group, true>(unpacked_, num_blocks_, tile, scales, kScaleStep, biases,
-                                                   take_ahead());
-    } else {
-      block_tile<Rows, Panels, Parts, Group, false>(unpacked_, num_blocks_, tile, scales, kScaleStep, biases,
+    constexpr int64_t kScaleStep = has_block_scales<Parts, Group>() ? 1 : 0;
+    block_tile<Rows, Panels, Parts, Group, Scaling>(unpacked_, num_blocks_, tile, scales, kScaleStep, biases,
                                                     take_ahead());
-    }
   }
 
   const IntegerArgs& args_;
@@ -353,7 +363,7 @@ class PanelGroup {
   int64_t row_begin_ = 0, row_end_ = 0;
   int64_t superblock_ = 0;
   int num_blocks_ = 0;
-  bool clamp_ = true;
+  BlockScaling scaling_ = BlockScaling::kSeparateClamped;
   Ahead ahead_{};
   Unpacked<Panels> unpacked_;
   alignas(64) std::int32_t products_[Tiles::kTiles ? 4 : 1][16][16];

@@ -1,6 +1,7 @@
 // Activations brought into the order in which the integer products read them: superblock after superblock, and in each
 // the rows one after the other. See integer_rows.h.
 
+#include "bfloat16_rows.h"
 #include "integer_rows.h"
 
 namespace nybble::NYBBLE_ISA {
@@ -98,14 +99,21 @@ void prepare_blocks(const W4A4Args& args, const IntegerRows& rows, int64_t row, 
   const int64_t slot = superblock * args.num_rows + row;
   std::memcpy(rows.codes + slot * kSuperblockColumns, codes, static_cast<std::size_t>(columns));
   const int64_t block = row * (num_columns / 16) + superblock * (kSuperblockColumns / 16);
+  rows.regular[slot] = all_e4m3(args.scales + block, columns / 16);
   for (int64_t b = 0; b < columns / 16; ++b) {
     rows.block_biases[block + b] = -kBlockBias * sum_block(codes + b * 16, 16);
   }
 }
 
-/// 128 values as 16-bit integers times a power of two: q = 256 * high + low, error at most half a unit of the largest
-/// magnitude over 2^15. A NaN or infinity makes the scale NaN.
-void split_superblock(const float* x, int64_t columns, std::int8_t* high, std::int8_t* low, float* scale) {
+inline void split_integers(__m512i integers, std::int8_t* high, std::int8_t* low) {
+  const __m512i h = _mm512_srai_epi32(_mm512_add_epi32(integers, _mm512_set1_epi32(128)), 8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(h));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(integers));
+}
+
+/// Up to 128 values as 16-bit integers times a power of two: q = 256 * high + low, error at most half a unit of the
+/// largest magnitude over 2^15. A NaN or infinity makes the scale NaN.
+void split_columns(const float* x, int64_t columns, std::int8_t* high, std::int8_t* low, float* scale) {
   __m512i largest = _mm512_setzero_si512();
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   for (int64_t i = 0; i < columns; i += 16) {
@@ -125,11 +133,15 @@ void split_superblock(const float* x, int64_t columns, std::int8_t* high, std::i
   *scale = bits_to_float(static_cast<std::uint32_t>(exponent - 13) << 23);
   const __m512 inverse = _mm512_set1_ps(bits_to_float(static_cast<std::uint32_t>(254 - (exponent - 14)) << 23));
   for (int64_t i = 0; i < columns; i += 16) {
-    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), inverse));
-    const __m512i h = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(high + i), _mm512_cvtepi32_epi8(h));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(low + i), _mm512_cvtepi32_epi8(q));
+    split_integers(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), inverse)), high + i, low + i);
   }
+}
+
+/// A block of 16 as bfloat16 tiles would see it.
+void split_rounded_block(const float* x, std::int8_t* high, std::int8_t* low, float* scale) {
+  const BlockIntegers block = block_integers(x);
+  split_integers(block.integers, high, low);
+  *scale = 2.0F * block.unit;
 }
 
 /// NaN does not count.
@@ -156,7 +168,10 @@ void prepare_w4a4(const W4A4Args& args, const IntegerRows& rows, int64_t row_beg
   }
 }
 
-void prepare_w4a16(const Fp4F32Args& args, const IntegerRows& rows, int64_t row_begin, int64_t row_end) {
+namespace {
+
+template <bool Rounded>
+void prepare_rows_w4a16(const Fp4F32Args& args, const IntegerRows& rows, int64_t row_begin, int64_t row_end) {
   const int64_t num_columns = args.weight.num_columns;
   const int group = args.weight.group_size;
   const int64_t num_superblocks = (num_columns + kSuperblockColumns - 1) / kSuperblockColumns;
@@ -166,12 +181,23 @@ void prepare_w4a16(const Fp4F32Args& args, const IntegerRows& rows, int64_t row_
       const int64_t slot = superblock * args.num_rows + row;
       std::int8_t* high = rows.codes + slot * 2 * kSuperblockColumns;
       std::int8_t* low = high + kSuperblockColumns;
-      split_superblock(args.x + row * num_columns + superblock * kSuperblockColumns, columns, high, low,
-                       rows.scales + slot);
+      const float* x = args.x + row * num_columns + superblock * kSuperblockColumns;
+      const int64_t block = row * (num_columns / group) + superblock * (kSuperblockColumns / group);
+      if (group == 32) {
+        split_columns(x, columns, high, low, rows.scales + slot);
+      } else {
+        for (int64_t b = 0; b < columns / 16; ++b) {
+          float* scale = rows.block_scales + block + b;
+          if (Rounded) {
+            split_rounded_block(x + b * 16, high + b * 16, low + b * 16, scale);
+          } else {
+            split_columns(x + b * 16, 16, high + b * 16, low + b * 16, scale);
+          }
+        }
+      }
       clear_rest(high, columns);
       clear_rest(low, columns);
       std::int32_t total = 0;
-      const int64_t block = row * (num_columns / group) + superblock * (kSuperblockColumns / group);
       for (int64_t b = 0; b < columns / group; ++b) {
         const std::int32_t sum = 256 * sum_block(high + b * group, group) + sum_block(low + b * group, group);
         rows.block_biases[block + b] = -kBlockBias * sum;
@@ -180,8 +206,20 @@ void prepare_w4a16(const Fp4F32Args& args, const IntegerRows& rows, int64_t row_
       rows.biases[slot] = -kSharedBias * total;
       rows.regular[slot] = 1;
     }
-    rows.largest_scales[row] = largest_of(rows.scales + row, num_superblocks, args.num_rows);
+    const int64_t num_groups = num_columns / group;
+    rows.largest_scales[row] = group == 32 ? largest_of(rows.scales + row, num_superblocks, args.num_rows)
+                                           : largest_of(rows.block_scales + row * num_groups, num_groups, 1);
   }
+}
+
+}  // namespace
+
+void prepare_w4a16(const Fp4F32Args& args, const IntegerRows& rows, int64_t row_begin, int64_t row_end) {
+  prepare_rows_w4a16<false>(args, rows, row_begin, row_end);
+}
+
+void prepare_w4a16_rounded(const Fp4F32Args& args, const IntegerRows& rows, int64_t row_begin, int64_t row_end) {
+  prepare_rows_w4a16<true>(args, rows, row_begin, row_end);
 }
 
 }  // namespace nybble::NYBBLE_ISA

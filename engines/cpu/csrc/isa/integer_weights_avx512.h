@@ -24,6 +24,41 @@ inline PanelSource panel_source(const Fp4View& weight, int64_t panel, int64_t su
   return {data + column * 8, data + weight.scale_offset + column / weight.group_size * 16, weight.panels + panel};
 }
 
+/// What the sums of a panel are multiplied by.
+template <int Parts>
+inline F16 output_factor(const Fp4View& weight, int64_t panel) {
+  const float global_scale = weight.panels[panel].global_scale;
+  return splat(Parts == 1 ? global_scale * weight.activation_scale : global_scale);
+}
+
+/// Activations have a scale per block, or one per superblock (W4A16 MXFP4).
+template <int Parts, int Group>
+constexpr bool has_block_scales() {
+  return Parts == 1 || Group == 16;
+}
+
+/// How a block joins the sum of its run. With E4M3 scales W4A4 contributions are exact, so that a fused multiply-add
+/// has the bits of the separate roundings; W4A16 is defined as fused there. Clamping keeps a zero sum a zero where the
+/// product of the scales overflows.
+enum class BlockScaling { kSeparate, kSeparateClamped, kFused, kFusedClamped };
+
+template <int Group>
+inline BlockScaling block_scaling(bool e4m3_scales, bool rows_regular, bool clamp) {
+  if (Group == 16 && e4m3_scales && rows_regular) return clamp ? BlockScaling::kFusedClamped : BlockScaling::kFused;
+  return clamp ? BlockScaling::kSeparateClamped : BlockScaling::kSeparate;
+}
+
+/// The run's sum after one more block; a zero's sign is lost in the output's sum, which starts at +0.
+template <BlockScaling Scaling>
+inline F16 add_block(F16 sum, F16 scales, F16 run, bool first) {
+  if (Scaling == BlockScaling::kSeparateClamped || Scaling == BlockScaling::kFusedClamped) {
+    scales = min(splat(kMaxFloat), scales);
+  }
+  if (first) return sum * scales;
+  if (Scaling == BlockScaling::kFused || Scaling == BlockScaling::kFusedClamped) return fma(sum, scales, run);
+  return run + sum * scales;
+}
+
 inline __m512i low_nibbles(__m512i raw) { return _mm512_and_si512(raw, _mm512_set1_epi8(15)); }
 
 inline void prefetch_far(const std::uint8_t* codes) { __builtin_prefetch(codes + kFarPrefetchBytes, 0, 2); }

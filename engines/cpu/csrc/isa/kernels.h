@@ -11,10 +11,17 @@ void w4a4_biases(const std::int8_t* codes, int64_t num_blocks, int group_size, s
 void fp4_linear_w4a4(const W4A4Args& args, int64_t panel_begin, int64_t panel_end);
 void prepare_w4a4(const W4A4Args& args, const IntegerRows& rows, int64_t row_begin, int64_t row_end);
 void prepare_w4a16(const Fp4F32Args& args, const IntegerRows& rows, int64_t row_begin, int64_t row_end);
+void prepare_w4a16_rounded(const Fp4F32Args& args, const IntegerRows& rows, int64_t row_begin, int64_t row_end);
+void tile_rows_w4a4(const W4A4Args& args, const Bfloat16Rows& rows, int64_t row_begin, int64_t row_end);
+void tile_rows_w4a16(const Fp4F32Args& args, const Bfloat16Rows& rows, int64_t row_begin, int64_t row_end);
 void fp4_linear_few_rows(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
 void fp4_linear_integer(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
 void fp4_linear_amx(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
 void fp4_linear_amx_emulated(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
+void fp4_linear_bfloat16_amx(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end);
+void fp4_linear_bfloat16_amx_emulated(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end);
+double limit_operations_amx_int8(LimitKind kind, int64_t iterations);
+double limit_operations_amx_bfloat16(LimitKind kind, int64_t iterations);
 double limit_operations_amx(LimitKind kind, int64_t iterations);
 void fp4_linear_f32(const Fp4F32Args& args, int64_t panel_begin, int64_t panel_end);
 void dense_linear(const DenseArgs& args, int64_t panel_begin, int64_t panel_end);

@@ -26,12 +26,15 @@ class FewRows {
       __m128i lowest;
       if (Group == 32 && rows_regular(superblock) && share_exponent(source, num_blocks, &lowest)) {
         add_shared(source, superblock, num_blocks, lowest, acc);
+      } else if (Group == 16 && args_.weight.e4m3_scales && args_.all_regular) {
+        add_blocks<BlockScaling::kFusedClamped>(source, superblock, num_blocks, acc);
       } else {
-        add_blocks(source, superblock, num_blocks, acc);
+        add_blocks<BlockScaling::kSeparateClamped>(source, superblock, num_blocks, acc);
       }
     }
+    const F16 factor = output_factor<Parts>(weight, panel);
     for (int r = 0; r < Rows; ++r) {
-      store_partial(args_.out + (first_row_ + r) * weight.num_rows + weight.panels[panel].first_output, acc[r],
+      store_partial(args_.out + (first_row_ + r) * weight.num_rows + weight.panels[panel].first_output, acc[r] * factor,
                     weight.panels[panel].num_lanes);
     }
   }
@@ -99,6 +102,7 @@ class FewRows {
     }
   }
 
+  template <BlockScaling Scaling>
   void add_blocks(const PanelSource& source, int64_t superblock, int num_blocks, F16 (&acc)[Rows]) {
     const int64_t num_columns = args_.weight.num_columns;
     const int64_t slot = superblock * args_.num_rows + first_row_;
@@ -109,7 +113,6 @@ class FewRows {
     for (int r = 0; r < Rows; ++r) {
       codes[r] = Parts == 1 ? args_.block_codes + (first_row_ + r) * num_columns + superblock * kSuperblockColumns
                             : args_.rows.codes + (slot + r) * Parts * kSuperblockColumns;
-      parts[r] = splat(0.0F);
     }
     for (int b = 0; b < num_blocks; ++b) {
       std::int32_t biases[Rows];
@@ -118,13 +121,14 @@ class FewRows {
       block_sums(source.codes + b * (Group * 8), codes, b * Group, biases, sums);
       const F16 quarter = quarter_scales(source, b);
       for (int r = 0; r < Rows; ++r) {
-        const float scale =
-            Parts == 1 ? args_.block_scales[first_block + r * blocks_per_row + b] : args_.rows.scales[slot + r];
-        const F16 product = min(splat(kMaxFloat), quarter * splat(scale));
-        parts[r] = parts[r] + F16{_mm512_cvtepi32_ps(sums[r])} * product;
+        const float scale = has_block_scales<Parts, Group>() ? args_.block_scales[first_block + r * blocks_per_row + b]
+                                                             : args_.rows.scales[slot + r];
+        const F16 sum = F16{_mm512_cvtepi32_ps(sums[r])};
+        parts[r] = add_block<Scaling>(sum, quarter * splat(scale), parts[r], b % summed_blocks(Group) == 0);
       }
+      if ((b + 1) % summed_blocks(Group) != 0 && b + 1 != num_blocks) continue;
+      for (int r = 0; r < Rows; ++r) acc[r] = acc[r] + parts[r];
     }
-    for (int r = 0; r < Rows; ++r) acc[r] = acc[r] + parts[r];
   }
 
   const IntegerArgs& args_;

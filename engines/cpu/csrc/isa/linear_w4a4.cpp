@@ -1,13 +1,17 @@
 // FP4 weights times FP4 activations: exact integer sums inside a block, float32 between blocks.
 //
-// Per output, superblocks of 128 columns in ascending order, and in each its blocks b in ascending order:
+// Per output, runs of summed_blocks() blocks in ascending order (MXFP4: four, 128 columns; NVFP4: two, 32 columns), and
+// in each its blocks b in ascending order:
 //   part = 0, then for each b: part = part + float(sum_b) * min((0.25f * w_scale) * a_scale, FLT_MAX)
 //   acc  = acc + part
-// Separate float32 roundings (quarter scale, its product, the contribution, the sums), nothing fused, so that every
-// instruction set and the NumPy reference agree bit for bit. A superblock's sum is exact in the usual case, which the
-// integer kernels use (integer_rows.h). sum_b is the integer dot product of doubled codes, hence
-// the 0.25. The scales' product overflows only where any non-zero sum would too; clamping it keeps a zero sum a zero,
-// while a NaN scale (non-finite activations) still makes the row NaN: min returns its second operand then.
+// and at the end out = acc * (global_scale * activation_scale). Separate float32 roundings (quarter scale, its product,
+// the contribution, the sums), nothing fused, so that every instruction set and the NumPy reference agree bit for bit.
+// With MXFP4 a run's sum is exact in the usual case, which the integer kernels use (integer_rows.h). With NVFP4 the
+// scales are E4M3 values, the tensors' scales left for the end: every contribution is exact (12 bits times 4 times 4),
+// and a run is rounded once. That is also what one AMX bfloat16 tile product does with 32 columns
+// (bfloat16_tiles.h). sum_b is the integer dot product of doubled codes, hence the 0.25. The scales' product overflows
+// only where any non-zero sum would too; clamping it keeps a zero sum a zero, while a NaN scale (non-finite
+// activations) still makes the row NaN: min returns its second operand then.
 
 #include "kernels.h"
 
@@ -29,8 +33,8 @@ inline F16 add_block(F16 acc, F16 sum, F16 quarter_scale, float activation_scale
 }
 
 template <int Group>
-inline bool ends_superblock(int64_t block, int64_t num_blocks) {
-  constexpr int64_t kBlocks = kSuperblockColumns / Group;
+inline bool ends_run(int64_t block, int64_t num_blocks) {
+  constexpr int64_t kBlocks = summed_blocks(Group);
   return block % kBlocks == kBlocks - 1 || block == num_blocks - 1;
 }
 
@@ -89,10 +93,11 @@ void tile(const W4A4Args& args, int64_t panel_index, int64_t first_row) {
       const F16 sum = {_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)};
       part[r] = add_block(part[r], sum, quarter, x_scales[r * num_blocks + block]);
     }
-    if (ends_superblock<Group>(block, num_blocks)) add_parts(part, acc);
+    if (ends_run<Group>(block, num_blocks)) add_parts(part, acc);
   }
+  const F16 factor = splat(panel.global_scale * weight.activation_scale);
   for (int r = 0; r < Rows; ++r) {
-    store_partial(args.out + (first_row + r) * weight.num_rows + panel.first_output, acc[r], panel.num_lanes);
+    store_partial(args.out + (first_row + r) * weight.num_rows + panel.first_output, acc[r] * factor, panel.num_lanes);
   }
 }
 
@@ -156,10 +161,11 @@ void tile(const W4A4Args& args, int64_t panel_index, int64_t first_row) {
       }
       part[r] = add_block(part[r], load(values), quarter, args.scales[(first_row + r) * num_blocks + block]);
     }
-    if (ends_superblock<Group>(block, num_blocks)) add_parts(part, acc);
+    if (ends_run<Group>(block, num_blocks)) add_parts(part, acc);
   }
+  const F16 factor = splat(panel.global_scale * weight.activation_scale);
   for (int r = 0; r < Rows; ++r) {
-    store_partial(args.out + (first_row + r) * weight.num_rows + panel.first_output, acc[r], panel.num_lanes);
+    store_partial(args.out + (first_row + r) * weight.num_rows + panel.first_output, acc[r] * factor, panel.num_lanes);
   }
 }
 

@@ -71,15 +71,16 @@ inline float round_e4m3(float value) {
   return bits_to_float((bits + 0x7ffffU + ((bits >> 20) & 1U)) & 0xfff00000U);
 }
 
+/// The block's E4M3 scale.
 inline float nvfp4_scale(float largest, float input_scale, bool modelopt) {
   if (modelopt) {  // input_scale multiplies
     float wanted = largest / (6.0F * input_scale);
     wanted = wanted < 0x1p-9F ? 0x1p-9F : (wanted < 448.0F ? wanted : 448.0F);
-    return round_e4m3(largest == 0.0F ? 1.0F : wanted) * input_scale;
+    return round_e4m3(largest == 0.0F ? 1.0F : wanted);
   }
   const float wanted = input_scale * (largest / 6.0F);  // input_scale divides
   const float block_scale = round_e4m3(wanted < 448.0F ? wanted : 448.0F);
-  return (block_scale == 0.0F ? 0.125F : block_scale) / input_scale;
+  return block_scale == 0.0F ? 0.125F : block_scale;
 }
 
 void quantize_nvfp4_block(const float* x, float input_scale, bool modelopt, std::int8_t* codes, float* scale) {
@@ -87,7 +88,8 @@ void quantize_nvfp4_block(const float* x, float input_scale, bool modelopt, std:
   if (largest >= kInfinityBits) return write_not_a_number(16, codes, scale);
   *scale = nvfp4_scale(bits_to_float(largest), input_scale, modelopt);
   float scaled[16];
-  for (int i = 0; i < 16; ++i) scaled[i] = x[i] / *scale;
+  const float multiplier = modelopt ? *scale * input_scale : *scale / input_scale;
+  for (int i = 0; i < 16; ++i) scaled[i] = x[i] / multiplier;
   write_codes<16>(scaled, codes);
 }
 

@@ -28,6 +28,9 @@ constexpr KernelTable kTable = {
     .fp4_linear_integer = nullptr,
     .fp4_linear_few_rows = nullptr,
 #endif
+    .tile_rows_w4a4 = nullptr,
+    .tile_rows_w4a16 = nullptr,
+    .fp4_linear_bfloat16 = nullptr,
     .fp4_linear_f32 = isa::fp4_linear_f32,
     .dense_linear = isa::dense_linear,
     .quantize_mxfp4 = isa::quantize_mxfp4,
@@ -53,21 +56,42 @@ const KernelTable* NYBBLE_JOIN(NYBBLE_ISA, _kernels)() { return &kTable; }
 
 namespace {
 
-constexpr KernelTable with_tiles(const char* name, decltype(KernelTable::fp4_linear_integer) linear,
-                                 decltype(KernelTable::limit_operations) limits) {
+using LinearInteger = decltype(KernelTable::fp4_linear_integer);
+using LinearBfloat16 = decltype(KernelTable::fp4_linear_bfloat16);
+using LimitOperations = decltype(KernelTable::limit_operations);
+
+constexpr KernelTable with_tiles(const char* name, LimitOperations limits, LinearInteger integer) {
   KernelTable table = kTable;
   table.name = name;
-  table.fp4_linear_integer = linear;
   table.limit_operations = limits;
+  table.fp4_linear_integer = integer;
   return table;
 }
 
-constexpr KernelTable kAmxTable = with_tiles("amx", isa::fp4_linear_amx, isa::limit_operations_amx);
-constexpr KernelTable kEmulatedTable = with_tiles("amx-emulated", isa::fp4_linear_amx_emulated, isa::limit_operations);
+constexpr KernelTable with_tiles(const char* name, LimitOperations limits, LinearInteger integer,
+                                 LinearBfloat16 bfloat16) {
+  KernelTable table = with_tiles(name, limits, integer);
+  table.prepare_w4a16 = isa::prepare_w4a16_rounded;  // one row or many: activations the tiles can hold
+  table.tile_rows_w4a4 = isa::tile_rows_w4a4;
+  table.tile_rows_w4a16 = isa::tile_rows_w4a16;
+  table.fp4_linear_bfloat16 = bfloat16;
+  return table;
+}
+
+constexpr KernelTable kInt8Table = with_tiles("amx", isa::limit_operations_amx_int8, isa::fp4_linear_amx);
+constexpr KernelTable kBfloat16Table =
+    with_tiles("amx", isa::limit_operations_amx_bfloat16, isa::fp4_linear_integer, isa::fp4_linear_bfloat16_amx);
+constexpr KernelTable kAmxTable =
+    with_tiles("amx", isa::limit_operations_amx, isa::fp4_linear_amx, isa::fp4_linear_bfloat16_amx);
+constexpr KernelTable kEmulatedTable = with_tiles("amx-emulated", isa::limit_operations, isa::fp4_linear_amx_emulated,
+                                                  isa::fp4_linear_bfloat16_amx_emulated);
 
 }  // namespace
 
-const KernelTable* amx_kernels() { return &kAmxTable; }
+const KernelTable* amx_kernels(bool int8_tiles, bool bfloat16_tiles) {
+  if (!int8_tiles) return bfloat16_tiles ? &kBfloat16Table : nullptr;
+  return bfloat16_tiles ? &kAmxTable : &kInt8Table;
+}
 const KernelTable* amx_emulated_kernels() { return &kEmulatedTable; }
 
 #endif

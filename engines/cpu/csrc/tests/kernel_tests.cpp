@@ -59,16 +59,32 @@ std::vector<std::uint8_t> bytes(Index count, int low, int high) {
 
 constexpr int kDoubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
+constexpr float kGlobalScale = 0.0123F;      // of an NVFP4 weight
+constexpr float kActivationScale = 0.0034F;  // and of its input
+
+/// E8M0 for groups of 32, E4M3 for groups of 16.
+float scale_value(int group, int byte) {
+  if (group == 32) return std::ldexp(1.0F, byte - 127);
+  const int exponent = byte >> 3, mantissa = byte & 7;
+  return exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
+                       : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+}
+
 struct Fp4Case {
   Index outputs, columns;
   int group;
   std::vector<std::uint8_t> packed, scales;
-  Floats table;
+  Floats values, table;  // what a scale byte stands for, without and with the tensor's scale
+  float global_scale;
 
-  Fp4Case(Index n, Index k, int g, int lowest = 100, int highest = 140) : outputs(n), columns(k), group(g), table(256) {
+  Fp4Case(Index n, Index k, int g, int lowest = 100, int highest = 140) : outputs(n), columns(k), group(g) {
     packed = bytes(n * k / 2, 0, 255);
-    scales = bytes(n * (k / g), lowest, highest);
-    for (int i = 0; i < 256; ++i) table[static_cast<std::size_t>(i)] = std::ldexp(1.0F, i - 127);
+    scales = g == 32 ? bytes(n * (k / g), lowest, highest) : bytes(n * (k / g), 0, 126);
+    global_scale = g == 32 ? 1.0F : kGlobalScale;
+    for (int i = 0; i < 256; ++i) {
+      values.push_back(scale_value(g, g == 32 ? i : i & 127));
+      table.push_back(values.back() * global_scale);
+    }
   }
   int code(Index row, Index k) const {
     const int byte = packed[static_cast<std::size_t>(row * columns / 2 + k / 2)];
@@ -77,8 +93,13 @@ struct Fp4Case {
   float scale(Index row, Index block) const {
     return table[scales[static_cast<std::size_t>(row * (columns / group) + block)]];
   }
+  float block_scale(Index row, Index block) const {
+    return values[scales[static_cast<std::size_t>(row * (columns / group) + block)]];
+  }
+  float activation_scale() const { return group == 32 ? 1.0F : kActivationScale; }
   nybble::Fp4Weight weight() const {
-    return nybble::Fp4Weight({{packed.data(), scales.data(), table.data(), outputs}}, columns, group, false);
+    return nybble::Fp4Weight({{packed.data(), scales.data(), table.data(), outputs}}, columns, group, false,
+                             activation_scale());
   }
 };
 
@@ -94,15 +115,15 @@ Floats w4a4_reference(const Fp4Case& c, const std::vector<std::int8_t>& codes, c
         for (Index k = b * c.group; k < (b + 1) * c.group; ++k) {
           sum += c.code(n, k) * codes[static_cast<std::size_t>(m * c.columns + k)];
         }
-        const float product = (0.25F * c.scale(n, b)) * scales[static_cast<std::size_t>(m * blocks + b)];
+        const float product = (0.25F * c.block_scale(n, b)) * scales[static_cast<std::size_t>(m * blocks + b)];
         const float contribution = static_cast<float>(sum) * std::fmin(product, 3.40282347e+38F);
         part = part + contribution;
-        if ((b + 1) * c.group % nybble::kSuperblockColumns == 0 || b == blocks - 1) {
+        if ((b + 1) % nybble::summed_blocks(c.group) == 0 || b == blocks - 1) {
           acc = acc + part;
           part = 0.0F;
         }
       }
-      out.push_back(acc);
+      out.push_back(acc * (c.global_scale * c.activation_scale()));
     }
   }
   return out;
@@ -115,7 +136,7 @@ void test_fp4_linear(Index rows, Index outputs, Index columns, int group) {
   const Floats x = normals(rows * columns);
   std::vector<std::int8_t> codes(x.size());
   Floats scales(static_cast<std::size_t>(rows * (columns / group)));
-  nybble::QuantizeArgs args{x.data(), codes.data(), scales.data(), columns, 300.0F, false};
+  nybble::QuantizeArgs args{x.data(), codes.data(), scales.data(), columns, 1.0F / kActivationScale, false};
   if (group == 32) {
     nybble::quantize_mxfp4(args, rows);
   } else {
@@ -360,7 +381,8 @@ int main() {
   std::vector<std::string> isas = nybble::available_isas();
   if (std::find(isas.begin(), isas.end(), "avx512") != isas.end()) {
     isas.emplace_back("amx-emulated");
-    check(nybble::passes_self_check(*nybble::amx_emulated_kernels()), "self-check of the AMX kernels");
+    check(nybble::int8_tiles_agree(*nybble::amx_emulated_kernels()), "self-check of int8 tiles");
+    check(nybble::bfloat16_tiles_agree(*nybble::amx_emulated_kernels()), "self-check of bfloat16 tiles");
   }
   std::printf("AMX: %s\n", nybble::amx_status().c_str());
   for (const std::string& isa : isas) {
