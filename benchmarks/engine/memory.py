@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import mmap
 import os
 import time
@@ -74,20 +75,23 @@ class Watch:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        while True:
-            now = resident(self.process_id)
-            if now.total_bytes > self.peak.total_bytes:
-                self.peak = now
-            await asyncio.sleep(_INTERVAL_SECONDS)
+        with contextlib.suppress(OSError):  # it has ended
+            while True:
+                now = resident(self.process_id)
+                if now.total_bytes > self.peak.total_bytes:
+                    self.peak = now
+                await asyncio.sleep(_INTERVAL_SECONDS)
 
 
 def resident(process_id: int) -> Resident:
-    """As /proc/PID/status tells it (proc(5)); raises OSError when there is no such process."""
+    """As /proc/PID/status tells it (proc(5)); raises OSError when there is no such process any more."""
     found = {}
     for line in Path(f"/proc/{process_id}/status").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
         if name in ("RssAnon", "RssFile", "RssShmem"):
             found[name] = int(value.split()[0]) * 1024
+    if not found:
+        raise ProcessLookupError(f"process {process_id} has ended")
     return Resident(found["RssAnon"], found["RssFile"] + found["RssShmem"])
 
 

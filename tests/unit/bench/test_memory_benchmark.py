@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,15 @@ def test_own_pages_and_those_of_files_are_told_apart(tmp_path: Path) -> None:
         assert sum(mapped[i] for i in range(0, size, mmap.PAGESIZE)) > 0
         grown = resident(os.getpid())
     assert grown.file_bytes - before.file_bytes >= size
+
+
+def test_a_process_that_has_ended_has_no_memory() -> None:
+    with subprocess.Popen([sys.executable, "-c", "pass"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read()  # its end; nobody has waited for it yet, so it is still listed
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(ProcessLookupError, match=str(process.pid)):
+            resident(process.pid)
 
 
 @pytest.mark.parametrize(
