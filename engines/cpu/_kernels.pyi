@@ -35,6 +35,60 @@ class DenseWeight:
     @property
     def num_bytes(self) -> int: ...
 
+class LinearLayer:
+    def __init__(self) -> None: ...
+    def add_fp4(
+        self,
+        weight: Fp4Weight,
+        input_format: int,
+        input_scale: float,
+        modelopt: bool,
+        bias: NDArray[np.float32] | None,
+    ) -> None: ...
+    def add_dense(self, weight: DenseWeight, bias: NDArray[np.float32] | None) -> None: ...
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def num_columns(self) -> int: ...
+
+class DecoderPass:
+    def __init__(
+        self,
+        embedding: NDArray[Any],
+        cos: NDArray[np.float32],
+        sin: NDArray[np.float32],
+        final_norm: NDArray[np.float32],
+        head: LinearLayer,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        sliding_window: int,
+        rms_norm_eps: float,
+    ) -> None: ...
+    def add_layer(
+        self,
+        input_norm: NDArray[np.float32],
+        qkv: LinearLayer,
+        output: LinearLayer,
+        post_attention_norm: NDArray[np.float32],
+        router: LinearLayer | None,
+        num_experts_per_token: int,
+        experts: list[tuple[LinearLayer, LinearLayer]],
+    ) -> None: ...
+    def run(
+        self,
+        token_ids: NDArray[np.int32],
+        positions: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        block_tables: NDArray[np.int32],
+        query_starts: NDArray[np.int32],
+        context_lens: NDArray[np.int32],
+        logits_rows: NDArray[np.int64],
+        keys: list[NDArray[Any]],
+        values: list[NDArray[Any]],
+        logits: NDArray[np.float32],
+    ) -> None: ...
+
 def isa_name() -> str: ...
 def available_isas() -> list[str]: ...
 def set_isa(name: str) -> None: ...

@@ -109,7 +109,7 @@ class Fp4Weight:
     `quantize_nvfp4` leaves out of its scales.
     """
 
-    __slots__ = ("_handle",)
+    __slots__ = ("handle",)
 
     def __init__(
         self,
@@ -133,60 +133,60 @@ class Fp4Weight:
                 raise ValueError(f"shards[{i}] packed has no rows")
             _check(f"shards[{i}] scales", scales, _UINT8, (packed.shape[0], num_columns // group_size))
             _check(f"shards[{i}] scale_table", scale_table, _FLOAT32, (256,))
-        self._handle = _kernels.Fp4Weight(list(shards), group_size, round_to_bfloat16, activation_scale)
+        self.handle = _kernels.Fp4Weight(list(shards), group_size, round_to_bfloat16, activation_scale)
 
     @property
     def num_rows(self) -> int:
-        return self._handle.num_rows
+        return self.handle.num_rows
 
     @property
     def num_columns(self) -> int:
-        return self._handle.num_columns
+        return self.handle.num_columns
 
     @property
     def group_size(self) -> int:
-        return self._handle.group_size
+        return self.handle.group_size
 
     @property
     def round_to_bfloat16(self) -> bool:
-        return self._handle.round_to_bfloat16
+        return self.handle.round_to_bfloat16
 
     @property
     def num_bytes(self) -> int:
-        return self._handle.num_bytes
+        return self.handle.num_bytes
 
     @property
     def shard_rows(self) -> list[int]:
         """Rows of each shard, in order."""
-        return self._handle.shard_rows
+        return self.handle.shard_rows
 
     def decode(self) -> Float32Array:
         """Dequantized weight, float32 [num_rows, num_columns]."""
-        return self._handle.decode()
+        return self.handle.decode()
 
 
 class DenseWeight:
     """Unquantized weight [N, K] repacked for `dense_linear`: float32, float16, or bfloat16 as uint16 bits."""
 
-    __slots__ = ("_handle",)
+    __slots__ = ("handle",)
 
     def __init__(self, values: NDArray[Any]) -> None:
         _check("values", values, _DENSE_DTYPES, (None, None))
         if 0 in values.shape:
             raise ValueError(f"values must not be empty, got shape {list(values.shape)}")
-        self._handle = _kernels.DenseWeight(values)
+        self.handle = _kernels.DenseWeight(values)
 
     @property
     def num_rows(self) -> int:
-        return self._handle.num_rows
+        return self.handle.num_rows
 
     @property
     def num_columns(self) -> int:
-        return self._handle.num_columns
+        return self.handle.num_columns
 
     @property
     def num_bytes(self) -> int:
-        return self._handle.num_bytes
+        return self.handle.num_bytes
 
 
 def fp4_linear_w4a4(
@@ -202,7 +202,7 @@ def fp4_linear_w4a4(
     _check("codes", codes, _INT8, (None, columns))
     _check("scales", scales, _FLOAT32, (codes.shape[0], columns // weight.group_size))
     _check_out("out", out, _FLOAT32, (codes.shape[0], weight.num_rows))
-    _kernels.fp4_linear_w4a4(codes, scales, weight._handle, out)
+    _kernels.fp4_linear_w4a4(codes, scales, weight.handle, out)
 
 
 def fp4_linear_w4a16(x: Float32Array, weight: Fp4Weight, out: Float32Array) -> None:
@@ -216,21 +216,21 @@ def fp4_linear_w4a16(x: Float32Array, weight: Fp4Weight, out: Float32Array) -> N
     """
     _check("x", x, _FLOAT32, (None, weight.num_columns))
     _check_out("out", out, _FLOAT32, (x.shape[0], weight.num_rows))
-    _kernels.fp4_linear_w4a16(x, weight._handle, out)
+    _kernels.fp4_linear_w4a16(x, weight.handle, out)
 
 
 def fp4_linear_f32(x: Float32Array, weight: Fp4Weight, out: Float32Array) -> None:
     """out[M, N] = x[M, K] times the decoded weight, transposed, summed in float32."""
     _check("x", x, _FLOAT32, (None, weight.num_columns))
     _check_out("out", out, _FLOAT32, (x.shape[0], weight.num_rows))
-    _kernels.fp4_linear_f32(x, weight._handle, out)
+    _kernels.fp4_linear_f32(x, weight.handle, out)
 
 
 def dense_linear(x: Float32Array, weight: DenseWeight, out: Float32Array) -> None:
     """out[M, N] = x[M, K] times the weight, transposed, summed in float32."""
     _check("x", x, _FLOAT32, (None, weight.num_columns))
     _check_out("out", out, _FLOAT32, (x.shape[0], weight.num_rows))
-    _kernels.dense_linear(x, weight._handle, out)
+    _kernels.dense_linear(x, weight.handle, out)
 
 
 def _check_quantize(x: Float32Array, codes: NDArray[np.int8], scales: Float32Array, group_size: int) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.checkpoint.tensors import DenseTensors, Fp4Tensors
 from engines.cpu import kernels
+from engines.cpu.decoder_pass import LinearLayer
 from engines.cpu.workspace import Workspace
 from engines.errors import MalformedCheckpoint
 
@@ -24,6 +25,15 @@ class Linear(Protocol):
     def num_rows(self) -> int: ...
 
     def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None: ...
+
+
+@runtime_checkable
+class CompiledLinear(Protocol):
+    """A linear layer that the pass in C++ can run as well, with the same bits."""
+
+    def add_to(self, layer: LinearLayer, bias: Float32Array | None = None) -> bool:
+        """Add this product to `layer`, with a bias, float32 [num_rows]; False when there is none like it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +95,27 @@ class DenseLinear:
     def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None:
         kernels.dense_linear(x, self._weight, out)
 
+    def add_to(self, layer: LinearLayer, bias: Float32Array | None = None) -> bool:
+        layer.add_dense(self._weight, bias)
+        return True
+
 
 class Fp4LinearW4A16:
     """FP4 weights times activations that stay as they are: `kernels.fp4_linear_w4a16`, or all in float32."""
 
     def __init__(self, weight: kernels.Fp4Weight, *, float32: bool) -> None:
         self._weight = weight
+        self._float32 = float32
         self._product = kernels.fp4_linear_f32 if float32 else kernels.fp4_linear_w4a16
         self.num_rows = weight.num_rows
 
     def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None:
         self._product(x, self._weight, out)
+
+    def add_to(self, layer: LinearLayer, bias: Float32Array | None = None) -> bool:
+        if not self._float32:
+            layer.add_fp4(self._weight, bias)
+        return not self._float32
 
 
 class Fp4LinearW4A4:
@@ -109,6 +129,11 @@ class Fp4LinearW4A4:
     def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None:
         codes, scales = self._quantizer(x, workspace)
         kernels.fp4_linear_w4a4(codes, scales, self._weight, out)
+
+    def add_to(self, layer: LinearLayer, bias: Float32Array | None = None) -> bool:
+        quantizer = self._quantizer
+        layer.add_quantized_fp4(self._weight, quantizer.input_scale, modelopt=quantizer.modelopt, bias=bias)
+        return True
 
 
 class Fp4LinearRounded:
@@ -144,6 +169,11 @@ class BiasedLinear:
         self._inner(x, out, workspace)
         out += self._bias
 
+    def add_to(self, layer: LinearLayer, bias: Float32Array | None = None) -> bool:
+        return (
+            bias is None and isinstance(self._inner, CompiledLinear) and self._inner.add_to(layer, self._bias)
+        )
+
 
 class StackedLinear:
     """Several linear layers of one input that cannot share a product; their outputs stand side by side."""
@@ -159,6 +189,11 @@ class StackedLinear:
             part(x, part_out, workspace)
             out[:, start : start + part.num_rows] = part_out
             start += part.num_rows
+
+    def add_to(self, layer: LinearLayer, bias: Float32Array | None = None) -> bool:
+        return bias is None and all(
+            isinstance(part, CompiledLinear) and part.add_to(layer) for part in self._parts
+        )
 
 
 def build_linear(modules: Sequence[Fp4Tensors | DenseTensors], options: LinearOptions) -> Linear:

@@ -14,7 +14,7 @@ from engines.cpu import kernels
 from engines.cpu.kv_cache import KvCache, KvCacheShape
 from engines.cpu.linear import LinearOptions
 from engines.cpu.models.attention import RopeTables
-from engines.cpu.models.decoder import DecoderLayer
+from engines.cpu.models.layer import DecoderLayer
 from engines.cpu.models.loader import LinearBuilder, ModuleSource, load_layer
 from engines.cpu.rope import rope_tables
 from engines.cpu.workspace import Workspace

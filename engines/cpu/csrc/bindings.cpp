@@ -1,8 +1,8 @@
 // Python extension engines.cpu._kernels. Shapes and types are checked in kernels.py; the types declared here keep a
 // caller that bypasses it from reading foreign memory as something else. Every kernel releases the GIL.
 
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
+#include "bindings.h"
+
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -13,38 +13,9 @@
 #include "thread_pool.h"
 #include "weights.h"
 
-namespace nb = nanobind;
-using namespace nb::literals;
+using namespace nybble::bindings;
 
 namespace {
-
-template <typename Element, int Dimensions>
-using Array = nb::ndarray<Element, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
-using Floats1 = Array<const float, 1>;
-using Floats2 = Array<const float, 2>;
-using Floats3 = Array<const float, 3>;
-using Out2 = Array<float, 2>;
-using Out3 = Array<float, 3>;
-using AnyReadable = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
-using AnyWritable = nb::ndarray<nb::c_contig, nb::device::cpu>;
-using NoGil = nb::call_guard<nb::gil_scoped_release>;
-
-std::int64_t rows(const auto& array) { return static_cast<std::int64_t>(array.shape(0)); }
-std::int64_t columns(const auto& array) { return static_cast<std::int64_t>(array.shape(1)); }
-std::int64_t depth(const auto& array) { return static_cast<std::int64_t>(array.shape(2)); }
-
-void require(bool holds, const char* message) {
-  if (!holds) throw std::invalid_argument(message);
-}
-
-nybble::ElementType element_type(const AnyReadable& array) {
-  if (array.dtype() == nb::dtype<float>()) return nybble::ElementType::kFloat32;
-  if (array.dtype() == nb::dtype<std::uint16_t>()) return nybble::ElementType::kBfloat16;
-  if (array.dtype().code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float) && array.dtype().bits == 16) {
-    return nybble::ElementType::kFloat16;
-  }
-  throw std::invalid_argument("expected float32, float16 or uint16 (bfloat16 bits) elements");
-}
 
 void init_fp4_weight(nybble::Fp4Weight* self, const nb::list& shards, int group_size, bool round_to_bfloat16,
                      float activation_scale) {
@@ -174,22 +145,6 @@ void embed(const Array<const std::int32_t, 1>& token_ids, const AnyReadable& tab
                 out.data());
 }
 
-nybble::KvCache kv_cache(const AnyReadable& k, const AnyReadable& v) {
-  require(k.ndim() == 4 && v.ndim() == 4, "k_cache and v_cache must have four dimensions");
-  for (std::size_t i = 0; i < 4; ++i) require(k.shape(i) == v.shape(i), "k_cache and v_cache must have one shape");
-  const nybble::ElementType type = element_type(k);
-  require(type == element_type(v) && type != nybble::ElementType::kFloat16,
-          "k_cache and v_cache must both be float32 or both uint16 (bfloat16 bits)");
-  for (std::size_t i = 1; i < 4; ++i) require(k.shape(i) > 0, "k_cache has an empty dimension");
-  return {const_cast<void*>(k.data()),
-          const_cast<void*>(v.data()),
-          rows(k),
-          columns(k),
-          depth(k),
-          static_cast<std::int64_t>(k.shape(3)),
-          type};
-}
-
 void kv_write(const Floats3& k, const Floats3& v, const Array<const std::int64_t, 1>& slots, const AnyWritable& k_cache,
               const AnyWritable& v_cache) {
   const nybble::KvCache cache = kv_cache(AnyReadable(k_cache), AnyReadable(v_cache));
@@ -266,6 +221,8 @@ NB_MODULE(_kernels, m) {
       .def_prop_ro("num_rows", &nybble::DenseWeight::num_rows)
       .def_prop_ro("num_columns", &nybble::DenseWeight::num_columns)
       .def_prop_ro("num_bytes", &nybble::DenseWeight::num_bytes);
+
+  bind_decoder(m);
 
   const auto n = [](const char* name) { return nb::arg(name).noconvert(); };
   m.def("fp4_linear_w4a4", &fp4_linear_w4a4, NoGil(), n("codes"), n("scales"), n("weight"), n("out"));

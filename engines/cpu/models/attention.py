@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from engines.checkpoint.model_config import ModelConfig
 from engines.cpu import kernels
+from engines.cpu.decoder_pass import AttentionShape
 from engines.cpu.forward_batch import ForwardBatch
 from engines.cpu.kv_cache import KvCache
 from engines.cpu.linear import Linear
@@ -31,28 +32,27 @@ class Attention:
     def __init__(
         self, config: ModelConfig, layer: int, qkv: Linear, output: Linear, rope: RopeTables
     ) -> None:
-        self._num_heads = config.num_heads
-        self._num_kv_heads = config.num_kv_heads
-        self._head_dim = config.head_dim
-        self._sliding_window = config.sliding_window or 0
+        self.shape = AttentionShape(
+            config.num_heads, config.num_kv_heads, config.head_dim, config.sliding_window or 0
+        )
+        self.qkv = qkv
+        self.output = output
+        self.rope = rope
         self._layer = layer
-        self._qkv = qkv
-        self._output = output
-        self._rope = rope
 
     def __call__(
         self, x: Float32Array, batch: ForwardBatch, cache: KvCache, out: Float32Array, workspace: Workspace
     ) -> None:
         """x and out: float32 [num_rows, hidden_size]. Writes the rows' keys and values into `cache`."""
-        num_rows, head_dim = x.shape[0], self._head_dim
-        qkv = workspace.array("qkv", (num_rows, self._qkv.num_rows))
-        self._qkv(x, qkv, workspace)
+        num_rows, head_dim = x.shape[0], self.shape.head_dim
+        qkv = workspace.array("qkv", (num_rows, self.qkv.num_rows))
+        self.qkv(x, qkv, workspace)
         q, k, v = self._split(qkv, workspace)
-        kernels.rope(q, batch.positions, self._rope.cos, self._rope.sin)
-        kernels.rope(k, batch.positions, self._rope.cos, self._rope.sin)
+        kernels.rope(q, batch.positions, self.rope.cos, self.rope.sin)
+        kernels.rope(k, batch.positions, self.rope.cos, self.rope.sin)
         keys, values = cache.keys[self._layer], cache.values[self._layer]
         kernels.kv_write(k, v, batch.slots, keys, values)
-        attended = workspace.array("attended", (num_rows, self._num_heads, head_dim))
+        attended = workspace.array("attended", (num_rows, self.shape.num_heads, head_dim))
         kernels.paged_attention(
             q,
             keys,
@@ -61,10 +61,10 @@ class Attention:
             batch.query_starts,
             batch.context_lens,
             head_dim**-0.5,
-            self._sliding_window,
+            self.shape.sliding_window,
             attended,
         )
-        self._output(attended.reshape(num_rows, self._num_heads * head_dim), out, workspace)
+        self.output(attended.reshape(num_rows, self.shape.num_heads * head_dim), out, workspace)
 
     def _split(
         self, qkv: Float32Array, workspace: Workspace
@@ -73,10 +73,14 @@ class Attention:
         num_rows = qkv.shape[0]
         parts: list[Float32Array] = []
         start = 0
-        for name, heads in (("q", self._num_heads), ("k", self._num_kv_heads), ("v", self._num_kv_heads)):
-            width = heads * self._head_dim
+        for name, heads in (
+            ("q", self.shape.num_heads),
+            ("k", self.shape.num_kv_heads),
+            ("v", self.shape.num_kv_heads),
+        ):
+            width = heads * self.shape.head_dim
             part = workspace.array(name, (num_rows, width))
             np.copyto(part, qkv[:, start : start + width])
-            parts.append(part.reshape(num_rows, heads, self._head_dim))
+            parts.append(part.reshape(num_rows, heads, self.shape.head_dim))
             start += width
         return parts[0], parts[1], parts[2]

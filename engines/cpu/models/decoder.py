@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,25 +12,18 @@ from engines.cpu import kernels
 from engines.cpu.forward_batch import ForwardBatch
 from engines.cpu.kv_cache import KvCache
 from engines.cpu.linear import Linear
-from engines.cpu.models.attention import Attention
-from engines.cpu.models.mlp import FeedForward
+from engines.cpu.models.compiled_pass import compile_pass
+from engines.cpu.models.layer import DecoderLayer
 from engines.cpu.workspace import Workspace
 
 Float32Array = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class DecoderLayer:
-    """Pre-norm residual layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
-
-    input_norm: Float32Array  # [hidden_size]
-    attention: Attention
-    post_attention_norm: Float32Array  # [hidden_size]
-    feed_forward: FeedForward
-
-
 class Decoder:
     """A whole model. Not safe for concurrent passes: one engine thread owns it.
+
+    Runs in C++ in one call where every layer has a counterpart there, else operation by operation; the bits
+    are the same.
 
     `embedding` is the file's table, [vocab_size, hidden_size], bfloat16 as uint16, float16 or float32.
     """
@@ -50,14 +42,28 @@ class Decoder:
         self._head = head
         self._eps = rms_norm_eps
         self._workspace = Workspace()
+        self._pass = compile_pass(embedding, self._layers, final_norm, head, rms_norm_eps)
 
     @property
     def vocab_size(self) -> int:
         """Number of logits per row."""
         return self._head.num_rows
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `forward` is one call into C++."""
+        return self._pass is not None
+
     def forward(self, batch: ForwardBatch, cache: KvCache) -> Float32Array:
         """Logits of `batch.logits_rows`, float32 [num_logits_rows, vocab_size]; fills `cache`."""
+        if self._pass is None:
+            return self.forward_stepwise(batch, cache)
+        logits = np.empty((batch.logits_rows.size, self.vocab_size), np.float32)
+        self._pass.run(batch, cache, logits)
+        return logits
+
+    def forward_stepwise(self, batch: ForwardBatch, cache: KvCache) -> Float32Array:
+        """`forward`, one kernel at a time."""
         num_rows, hidden_size = batch.token_ids.size, self._embedding.shape[1]
         scratch = self._workspace
         x = scratch.array("residual", (num_rows, hidden_size))

@@ -10,7 +10,8 @@ from engines.checkpoint.model_config import ModelConfig
 from engines.checkpoint.tensors import DenseTensors, Fp4Tensors
 from engines.cpu.linear import Linear, LinearOptions, build_linear
 from engines.cpu.models.attention import Attention, RopeTables
-from engines.cpu.models.decoder import Decoder, DecoderLayer
+from engines.cpu.models.decoder import Decoder
+from engines.cpu.models.layer import DecoderLayer
 from engines.cpu.models.mlp import FeedForward, GatedMlp, MixtureOfExperts
 from engines.cpu.rope import rope_tables
 

@@ -25,16 +25,16 @@ class GatedMlp:
     """down(silu(gate(x)) * up(x)), gate and up in one product (SwiGLU, arXiv 2002.05202)."""
 
     def __init__(self, gate_up: Linear, down: Linear) -> None:
-        self._gate_up = gate_up
-        self._down = down
+        self.gate_up = gate_up
+        self.down = down
 
     def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None:
         num_rows = x.shape[0]
-        gate_up = workspace.array("gate_up", (num_rows, self._gate_up.num_rows))
-        self._gate_up(x, gate_up, workspace)
-        activated = workspace.array("activated", (num_rows, self._gate_up.num_rows // 2))
+        gate_up = workspace.array("gate_up", (num_rows, self.gate_up.num_rows))
+        self.gate_up(x, gate_up, workspace)
+        activated = workspace.array("activated", (num_rows, self.gate_up.num_rows // 2))
         kernels.silu_mul(gate_up, activated)
-        self._down(activated, out, workspace)
+        self.down(activated, out, workspace)
 
 
 class MixtureOfExperts:
@@ -45,14 +45,14 @@ class MixtureOfExperts:
     """
 
     def __init__(self, router: Linear, experts: Sequence[GatedMlp], num_experts_per_token: int) -> None:
-        self._router = router
-        self._experts = tuple(experts)
-        self._num_experts_per_token = num_experts_per_token
+        self.router = router
+        self.experts = tuple(experts)
+        self.num_experts_per_token = num_experts_per_token
 
     def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None:
-        logits = workspace.array("router_logits", (x.shape[0], len(self._experts)))
-        self._router(x, logits, workspace)
-        expert_ids, weights = kernels.route_top_k(logits, self._num_experts_per_token)
+        logits = workspace.array("router_logits", (x.shape[0], len(self.experts)))
+        self.router(x, logits, workspace)
+        expert_ids, weights = kernels.route_top_k(logits, self.num_experts_per_token)
         out.fill(0.0)
         for expert_id in np.unique(expert_ids):
             rows, choices = np.nonzero(expert_ids == expert_id)
@@ -60,5 +60,5 @@ class MixtureOfExperts:
             gathered = workspace.array("expert_in", (rows.size, x.shape[1]))
             kernels.gather_rows(x, rows, gathered)
             expert_out = workspace.array("expert_out", (rows.size, x.shape[1]))
-            self._experts[int(expert_id)](gathered, expert_out, workspace)
+            self.experts[int(expert_id)](gathered, expert_out, workspace)
             kernels.scatter_add_rows(expert_out, rows, weights[rows, choices], out)
