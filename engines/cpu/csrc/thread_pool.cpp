@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <fstream>
 #include <memory>
 #include <mutex>
@@ -19,8 +20,10 @@ namespace nybble {
 namespace {
 
 constexpr double kMinParallelCost = 100e3;  // about 10 us of scalar work, what waking a thread costs
-constexpr int kSpinIterations = 64;         // a few microseconds
+// Longer than what lies between two products of a layer, far shorter than what lies between two steps.
+constexpr std::chrono::microseconds kSpinTime{50};
 constexpr std::int64_t kChunksPerThread = 8;
+constexpr std::size_t kCacheLineBytes = 64;
 
 inline void cpu_relax() {
 #if defined(__x86_64__)
@@ -30,10 +33,23 @@ inline void cpu_relax() {
 #endif
 }
 
+/// Waits a while for `done` without giving up the processor.
+template <typename Condition>
+bool spin_until(const Condition& done) {
+  const auto end = std::chrono::steady_clock::now() + kSpinTime;
+  do {
+    for (int i = 0; i < 8; ++i) {
+      if (done()) return true;
+      cpu_relax();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
 class ThreadPool {
  public:
-  explicit ThreadPool(int num_threads) {
-    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(); });
+  explicit ThreadPool(int num_threads) : shares_(static_cast<std::size_t>(num_threads)) {
+    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { work(i); });
   }
 
   void stop() {
@@ -48,55 +64,64 @@ class ThreadPool {
 
   void run(std::int64_t num_units, const RangeFunction& function) {
     function_ = &function;
-    num_units_ = num_units;
-    chunk_ = std::max<std::int64_t>(1, num_units / (num_threads() * kChunksPerThread));
-    next_.store(0, std::memory_order_relaxed);
+    const auto count = static_cast<std::int64_t>(num_threads());
+    chunk_ = std::max<std::int64_t>(1, num_units / (count * kChunksPerThread));
+    for (std::int64_t i = 0; i < count; ++i) {
+      Share& share = shares_[static_cast<std::size_t>(i)];
+      share.next.store(num_units * i / count, std::memory_order_relaxed);
+      share.end = num_units * (i + 1) / count;
+    }
     num_busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
-    take_chunks();
+    take_chunks(0);
     wait_until_idle();
   }
 
  private:
-  void take_chunks() {
-    for (;;) {
-      const std::int64_t begin = next_.fetch_add(chunk_, std::memory_order_relaxed);
-      if (begin >= num_units_) return;
-      (*function_)(begin, std::min(begin + chunk_, num_units_));
+  /// The units a thread takes first. Neighbouring units share memory and prefetched lines, so a thread goes through
+  /// its own share in order and helps the others only then.
+  struct alignas(kCacheLineBytes) Share {
+    std::atomic<std::int64_t> next{0};
+    std::int64_t end = 0;
+  };
+
+  void take_chunks(std::size_t thread) {
+    for (std::size_t i = 0; i < shares_.size(); ++i) {
+      Share& share = shares_[(thread + i) % shares_.size()];
+      for (;;) {
+        const std::int64_t begin = share.next.fetch_add(chunk_, std::memory_order_relaxed);
+        if (begin >= share.end) break;
+        (*function_)(begin, std::min(begin + chunk_, share.end));
+      }
     }
   }
 
   void wait_until_idle() {
-    for (int spin = 0; spin < kSpinIterations; ++spin) {
-      if (num_busy_.load(std::memory_order_acquire) == 0) return;
-      cpu_relax();
-    }
+    if (spin_until([this] { return num_busy_.load(std::memory_order_acquire) == 0; })) return;
     for (int busy = num_busy_.load(std::memory_order_acquire); busy != 0;
          busy = num_busy_.load(std::memory_order_acquire)) {
       num_busy_.wait(busy, std::memory_order_acquire);
     }
   }
 
-  void work() {
+  void work(int index) {
     std::uint32_t seen = 0;
     for (;;) {
-      for (int spin = 0; spin < kSpinIterations && generation_.load(std::memory_order_acquire) == seen; ++spin) {
-        cpu_relax();
+      if (!spin_until([&] { return generation_.load(std::memory_order_acquire) != seen; })) {
+        generation_.wait(seen, std::memory_order_acquire);
       }
-      generation_.wait(seen, std::memory_order_acquire);
       seen = generation_.load(std::memory_order_acquire);
       if (stopping_.load()) return;
-      take_chunks();
+      take_chunks(static_cast<std::size_t>(index));
       if (num_busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) num_busy_.notify_one();
     }
   }
 
+  std::vector<Share> shares_;
   std::vector<std::thread> workers_;
   const RangeFunction* function_ = nullptr;
-  std::int64_t num_units_ = 0;
   std::int64_t chunk_ = 1;
-  std::atomic<std::int64_t> next_{0};
   std::atomic<int> num_busy_{0};
   std::atomic<std::uint32_t> generation_{0};
   std::atomic<bool> stopping_{false};

@@ -235,27 +235,31 @@ class PanelGroup {
       if constexpr (Tiles::kTiles) {
         for (int64_t row = row_begin_; row < row_end_; row += 32 / Parts) run_tiles(row);
       } else {
-        for_tiles<12 / Parts>(row_begin_, row_end_, [&]<int Rows>(int64_t row) { run_shared<Rows>(row); });
+        for_tiles<12 / Parts, Panels == kPanelGroup>(row_begin_, row_end_,
+                                                     [&]<int Rows>(int64_t row) { run_shared<Rows>(row); });
       }
       if (!args_.all_regular) run_irregular_rows(sources);
       return;
     }
     unpack_all_blocks(sources);
-    for_tiles<6 / Parts>(row_begin_, row_end_, [&]<int Rows>(int64_t row) { run_blocks<Rows>(row); });
+    constexpr bool kFine = Panels == kPanelGroup && Group == 16;
+    for_tiles<6 / Parts, kFine>(row_begin_, row_end_, [&]<int Rows>(int64_t row) { run_blocks<Rows>(row); });
   }
 
-  /// Tiles of at most MaxRows rows that differ by at most one: a tile of one or two rows would wait for its own sums.
-  template <int MaxRows, typename Function>
+  /// Tiles of at most MaxRows rows, of equal size: one of a single row would wait for its own sums. Where it is not
+  /// worth the code, tiles have MaxRows, half or a quarter of it.
+  template <int MaxRows, bool Fine, typename Function>
   static void for_tiles(int64_t row, int64_t end, const Function& function) {
-    for (int64_t num_tiles = (end - row + MaxRows - 1) / MaxRows; num_tiles > 0; --num_tiles) {
-      row += run_tile<MaxRows>((end - row + num_tiles - 1) / num_tiles, row, function);
+    while (row < end) {
+      const int64_t num_tiles = (end - row + MaxRows - 1) / MaxRows;
+      row += run_tile<MaxRows, Fine>((end - row + num_tiles - 1) / num_tiles, row, function);
     }
   }
 
-  template <int Rows, typename Function>
+  template <int Rows, bool Fine, typename Function>
   static int64_t run_tile(int64_t num_rows, int64_t row, const Function& function) {
     if constexpr (Rows > 1) {
-      if (num_rows < Rows) return run_tile<Rows - 1>(num_rows, row, function);
+      if (num_rows < Rows) return run_tile<Fine ? Rows - 1 : Rows / 2, Fine>(num_rows, row, function);
     }
     function.template operator()<Rows>(row);
     return Rows;

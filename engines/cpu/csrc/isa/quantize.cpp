@@ -19,6 +19,45 @@ inline float doubled_e2m1(float magnitude) {
   return ((magnitude * up + kMagic) - kMagic) * down;
 }
 
+#if defined(NYBBLE_ISA_AVX512)
+
+// The portable code below in vectors; the same operations, so the same bits.
+
+inline __m512i magnitude_bits(__m512 x) {
+  return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+}
+
+template <int Group>
+inline std::uint32_t largest_magnitude(const float* x) {
+  __m512i largest = magnitude_bits(_mm512_loadu_ps(x));
+  if (Group == 32) largest = _mm512_max_epu32(largest, magnitude_bits(_mm512_loadu_ps(x + 16)));
+  return _mm512_reduce_max_epu32(largest);
+}
+
+template <int Group>
+inline void write_codes(const float* scaled, std::int8_t* codes) {
+  const __m512 magic = _mm512_set1_ps(kMagic);
+  for (int i = 0; i < Group; i += 16) {
+    const __m512 x = _mm512_loadu_ps(scaled + i);
+    const __m512 absolute = _mm512_castsi512_ps(magnitude_bits(x));
+    // The maximum with 0 as second operand is 0 for NaN.
+    const __m512 m = _mm512_min_ps(_mm512_max_ps(absolute, _mm512_setzero_ps()), _mm512_set1_ps(6.0F));
+    const __mmask16 below_two = _mm512_cmp_ps_mask(m, _mm512_set1_ps(2.0F), _CMP_LT_OQ);
+    const __mmask16 below_four = _mm512_cmp_ps_mask(m, _mm512_set1_ps(4.0F), _CMP_LT_OQ);
+    __m512 up = _mm512_mask_blend_ps(below_four, _mm512_set1_ps(0.5F), _mm512_set1_ps(1.0F));
+    __m512 down = _mm512_mask_blend_ps(below_four, _mm512_set1_ps(4.0F), _mm512_set1_ps(2.0F));
+    up = _mm512_mask_blend_ps(below_two, up, _mm512_set1_ps(2.0F));
+    down = _mm512_mask_blend_ps(below_two, down, _mm512_set1_ps(1.0F));
+    const __m512 rounded = _mm512_sub_ps(_mm512_add_ps(_mm512_mul_ps(m, up), magic), magic);
+    const __m512i doubled = _mm512_cvtps_epi32(_mm512_mul_ps(rounded, down));
+    const __mmask16 negative = _mm512_movepi32_mask(_mm512_castps_si512(x));
+    const __m512i signed_codes = _mm512_mask_sub_epi32(doubled, negative, _mm512_setzero_si512(), doubled);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_cvtepi32_epi8(signed_codes));
+  }
+}
+
+#else
+
 /// Largest |x| of a block as its bit pattern: unsigned order equals numeric order, and NaN comes out on top.
 template <int Group>
 inline std::uint32_t largest_magnitude(const float* x) {
@@ -43,6 +82,8 @@ inline void write_codes(const float* scaled, std::int8_t* codes) {
   }
   for (int i = 0; i < Group; ++i) codes[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(doubled[i]));
 }
+
+#endif
 
 constexpr std::uint32_t kInfinityBits = 0x7f800000U;
 

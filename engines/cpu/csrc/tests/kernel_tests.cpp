@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "amx_support.h"
+#include "decoder_pass_tests.h"
 #include "isa.h"
 #include "ops.h"
 #include "thread_pool.h"
@@ -373,6 +374,7 @@ void test_everything() {
   }
   for (const Index window : {0, 530}) test_partitions(window);
   test_bounds();
+  check(nybble::decoder_pass_is_consistent(), "decoder pass: whole, in parts, beside another sequence");
 }
 
 }  // namespace
