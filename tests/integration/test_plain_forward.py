@@ -11,7 +11,6 @@ from tests.support.checkpoint_variants import VARIANTS
 from tests.support.core_logits import all_logits
 from tests.support.golden import read_reference
 from tests.support.plain_forward import PlainModel
-from tests.support.random_checkpoint import RandomCheckpoint
 
 
 @pytest.mark.parametrize("name", VARIANTS)
