@@ -9,6 +9,7 @@ Medians over the rounds, ratios to each peer and to the best one, and the machin
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
             workload,
             num_threads=options.threads,
             on_progress=lambda text: print(text, file=sys.stderr),
+            time_limit_seconds=60 * options.minutes,
         )
         limits.append(limits_now(options.threads))
     except EngineError as error:
@@ -77,6 +79,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peer", action="append", default=[], metavar="NAME", help=", ".join(FAMILIES))
     parser.add_argument("--peer-python", action="append", default=[], metavar="NAME=PYTHON")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for as many rounds as fit")
     parser.add_argument("--threads", type=int, default=0, help="0 means all physical cores")
     parser.add_argument("--prefill-tokens", type=int, default=512)
     parser.add_argument("--decode-tokens", type=int, default=32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +22,11 @@ def compare_with_peers(
     *,
     num_threads: int,
     on_progress: OnProgress,
+    time_limit_seconds: float = math.inf,
 ) -> list[SystemResult]:
-    """Every system's rates, or why it was skipped. `num_threads` 0 means all physical cores.
+    """Every system's rates, or why it was skipped.
+
+    `num_threads` 0 means all physical cores; the time limit is that of the rounds, not of converting.
 
     Raises CheckpointError and InvalidRequest for what concerns the checkpoints and options themselves.
     """
@@ -35,4 +39,5 @@ def compare_with_peers(
         vocab_size=Checkpoint.open(directories[0]).config.vocab_size,
     )
     results = prepared_systems(directories, choice, on_progress)
-    return Comparison(results, limits, workload, on_progress).run()
+    comparison = Comparison(results, limits, workload, on_progress, time_limit_seconds=time_limit_seconds)
+    return comparison.run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -58,19 +60,31 @@ class Comparison:
         workload: Workload,
         on_progress: OnProgress,
         start: StartWorker = start_worker,
+        *,
+        time_limit_seconds: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """No round begins that would end beyond the time limit if it took as long as the one before."""
         self._results = list(systems)
         self._limits = limits
         self._workload = workload
         self._on_progress = on_progress
         self._start = start
+        self._time_limit_seconds = time_limit_seconds
+        self._clock = clock
         self._workers: dict[str, Worker] = {}
 
     def run(self) -> list[SystemResult]:
-        """All rounds; each begins with another system."""
+        """All rounds, or as many as the time allows; each begins with another system."""
         num_rounds = self._workload.num_repeats
+        started = before = self._clock()
         try:
             for index in range(num_rounds):
+                now = self._clock()
+                if now - started + (now - before) > self._time_limit_seconds:
+                    self._on_progress(f"no time for round {index + 1} of {num_rounds}")
+                    break
+                before = now
                 label = f"round {index + 1} of {num_rounds}"
                 first = index * len(self._results) // num_rounds
                 for result in self._results[first:] + self._results[:first]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,25 @@ def test_where_memory_is_short_a_worker_ends_with_its_turn(monkeypatch: pytest.M
     order = [entry for entry in stage.log if entry.endswith(("started", "closed"))]
     first = ["a started", "a closed", "b started", "b closed"]
     assert order == first + first[2:] + first[:2]
+
+
+def test_no_round_begins_that_the_time_has_no_room_for() -> None:
+    now = iter([0.0, 0.0, 40.0, 90.0])  # rounds of 40 and 50 seconds
+    stage = Stage({"a": [1.0] * 9})
+    result = SystemResult(System("a", "x", "x", Path(__file__), Path("python")))
+    workload = replace(WORKLOAD, num_repeats=5)
+    said: list[str] = []
+    Comparison(
+        [result],
+        LIMITS,
+        workload,
+        said.append,
+        stage.start,
+        time_limit_seconds=100.0,
+        clock=now.__next__,
+    ).run()
+    assert len(result.runs[PREFILL]) == 2
+    assert said[-1] == "no time for round 3 of 5"
 
 
 def test_a_model_that_cannot_be_loaded_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
