@@ -52,6 +52,7 @@ def load_decoder(
     embedding = checkpoint.dense("model.embed_tokens")
     head = build([checkpoint.linear("lm_head")], options)
     final_norm = checkpoint.dense("model.norm").as_float32()
+    checkpoint.tensors.release_pages()
     return Decoder(embedding.data, layers, final_norm, head, config.rms_norm_eps)
 
 
