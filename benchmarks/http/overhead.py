@@ -61,7 +61,8 @@ class Server:
         num_tokens = sum(stream.num_tokens for stream in streams)
         # A chunk may carry more or less than a token.
         tokens_per_chunk = num_tokens / sum(len(stream.chunks) for stream in streams)
-        rate = steady_rate([stream.chunks for stream in streams]) * tokens_per_chunk
+        sent = min(stream.sent for stream in streams)
+        rate = steady_rate([stream.chunks for stream in streams], sent) * tokens_per_chunk
         return Turn(rate, used / num_tokens * 1e3)
 
 

@@ -72,8 +72,9 @@ class OfflineBenchmark:
         requests = [
             self._request(workload.num_prompt_tokens, workload.num_decode_tokens) for _ in range(num_streams)
         ]
+        sent = time.perf_counter()
         streams = await asyncio.gather(*map(self._arrivals, requests))
-        return steady_rate(streams)
+        return steady_rate(streams, sent)
 
     def _request(self, num_prompt_tokens: int, max_tokens: int) -> GenerationRequest:
         self._num_requests += 1

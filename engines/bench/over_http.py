@@ -49,13 +49,17 @@ class HttpBenchmark:
 def _rate(times: Sequence[StreamTimes]) -> float:
     """Generated tokens a second while all streams decode; a chunk may carry more or less than a token."""
     num_chunks = sum(len(stream.chunks) for stream in times)
-    return steady_rate([stream.chunks for stream in times]) * sum(s.num_tokens for s in times) / num_chunks
+    sent = min(stream.sent for stream in times)
+    return (
+        steady_rate([stream.chunks for stream in times], sent) * sum(s.num_tokens for s in times) / num_chunks
+    )
 
 
 def _phase(
     num_streams: int, streams: Sequence[StreamTimes], rates: Sequence[float], offline: float
 ) -> HttpPhase:
-    gaps = [after - before for stream in streams for before, after in pairwise(stream.chunks)]
+    # No gap at all: answers so short that each came in one piece.
+    gaps = [after - before for stream in streams for before, after in pairwise(stream.chunks)] or [0.0]
     return HttpPhase(
         num_streams=num_streams,
         num_requests=len(streams),

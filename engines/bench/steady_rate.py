@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engines.errors import InvalidRequest
 
-
-def steady_rate(streams: Sequence[Sequence[float]]) -> float:
+def steady_rate(streams: Sequence[Sequence[float]], sent: float) -> float:
     """Tokens a second of all streams while all of them were decoding; a stream is when each token came.
 
-    Raises InvalidRequest when there was no such time: one ended before another began.
+    Streams so short that one ended before another began, or came in one piece, have no such time: then all
+    tokens count, over the time since they were `sent`, which includes their prompts.
     """
     started = max(moments[0] for moments in streams)
     ended = min(moments[-1] for moments in streams)
     if ended <= started:
-        raise InvalidRequest(
-            f"{len(streams)} streams were never all decoding at one time, so their rate together cannot be "
-            "told; ask for longer ones (--decode-tokens)"
-        )
+        return sum(map(len, streams)) / (max(moments[-1] for moments in streams) - sent)
     num_tokens = sum(started < moment <= ended for moments in streams for moment in moments)
     return num_tokens / (ended - started)

@@ -14,7 +14,7 @@ from benchmarks.peers import compare
 from engines.errors import InvalidRequest
 from service.cli import app
 
-SHORT = ["--prefill-tokens", "40", "--decode-tokens", "400", "--concurrency", "1", "--concurrency", "3"]
+SHORT = ["--prefill-tokens", "40", "--decode-tokens", "9", "--concurrency", "1", "--concurrency", "3"]
 PHASES = ["prefill 40", "decode, 1 stream", "decode, 3 streams"]
 
 

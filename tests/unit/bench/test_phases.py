@@ -15,7 +15,6 @@ from engines.bench.steady_rate import steady_rate
 from engines.capacity.devices import Device
 from engines.capacity.model_cost import LayerCost, ModelCost
 from engines.cpu.machine_limits import MachineLimits
-from engines.errors import InvalidRequest
 
 MACHINE = MachineLimits("avx512", 2, 10e9, 0.1e12, 1e12, 0.05e12, None, None)
 COST = ModelCost(
@@ -37,13 +36,13 @@ def test_the_steady_rate_counts_only_while_all_streams_decode() -> None:
     first = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     second = [2.0, 3.0, 3.0, 4.0]  # a delivery of two tokens
     # Between 2 and 4: two tokens of the first, three of the second.
-    assert steady_rate([first, second]) == pytest.approx(5 / 2)
-    assert steady_rate([first]) == pytest.approx(1.0)
+    assert steady_rate([first, second], sent=-9.0) == pytest.approx(5 / 2)
+    assert steady_rate([first], sent=-9.0) == pytest.approx(1.0)
 
 
-def test_streams_that_never_decode_together_have_no_rate() -> None:
-    with pytest.raises(InvalidRequest, match="2 streams were never all decoding"):
-        steady_rate([[0.0, 1.0], [1.0, 2.0]])
+def test_streams_that_never_decode_together_count_from_their_beginning() -> None:
+    assert steady_rate([[1.0, 2.0], [2.0, 4.0]], sent=-1.0) == pytest.approx(4 / 5)
+    assert steady_rate([[1.0, 1.0, 1.0]], sent=0.5) == pytest.approx(6.0)
 
 
 def test_nearest_rank_percentiles() -> None:
