@@ -43,7 +43,7 @@ def set_isa(name: str) -> None:
 
 
 def amx_status() -> str:
-    """Whether AMX is "usable", in part, or why not: the build, processor, operating system, its self-check."""
+    """Whether AMX is "usable", in part, or why not: build, processor, operating system, its self-check."""
     return _kernels.amx_status()
 
 
@@ -210,8 +210,8 @@ def fp4_linear_w4a16(x: Float32Array, weight: Fp4Weight, out: Float32Array) -> N
 
     Where the processor has integer dot products, x enters as 16-bit integers that share a power of two per
     128 columns (MXFP4) or 16 (NVFP4): an error of at most 2^-15 of the largest magnitude among them, 1/64 of
-    what bfloat16 may do to that largest one. With AMX bfloat16 tiles, for NVFP4, they have 8 significant bits:
-    off by at most 2^-9 of the value or 2^-12 of the largest. Elsewhere it is `fp4_linear_f32`.
+    what bfloat16 may do to that largest one. With AMX bfloat16 tiles, for NVFP4, they have 8 significant
+    bits: off by at most 2^-9 of the value or 2^-12 of the largest. Elsewhere it is `fp4_linear_f32`.
     `round_to_bfloat16` of the weight is ignored.
     """
     _check("x", x, _FLOAT32, (None, weight.num_columns))

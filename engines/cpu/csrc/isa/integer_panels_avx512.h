@@ -72,16 +72,21 @@ struct Ahead {
   const std::uint8_t* panels[2];  // one superblock's codes each
 };
 
-// Loops over a register tile are unrolled by pragma, and a tile with its addresses (rows a constant apart) is a
-// function by itself: in a large caller GCC 12 may give up and keep the sums in memory, at half the speed.
+// Loops over a register tile are unrolled by pragma, and a tile is a function by itself: in a large caller GCC 12 may
+// give up and keep the sums in memory, at half the speed. What is inlined where was measured.
+#if defined(__SANITIZE_ADDRESS__)  // compiles for many minutes otherwise
+#define NYBBLE_UNROLL
+#define NYBBLE_INLINE inline
+#else
 #define NYBBLE_UNROLL _Pragma("GCC unroll 16")
+#define NYBBLE_INLINE __attribute__((always_inline)) inline
+#endif
 
 /// Rows x Panels outputs over the vectors [begin, end) of a superblock: sums[row][panel] = bias + dot product.
 /// Split sums keep the instruction's latency hidden when there are few outputs.
 template <int Rows, int Panels, int Parts>
-__attribute__((always_inline)) inline void multiply(const Unpacked<Panels>& weights, const std::int8_t* const* codes,
-                                                    int begin, int end, const std::int32_t* biases, const Ahead& ahead,
-                                                    __m512i (&sums)[Rows][Panels]) {
+NYBBLE_INLINE void multiply(const Unpacked<Panels>& weights, const std::int8_t* const* codes, int begin, int end,
+                            const std::int32_t* biases, const Ahead& ahead, __m512i (&sums)[Rows][Panels]) {
   constexpr int kSplit = Rows * Panels * Parts <= 6 ? 2 : 1;
   __m512i acc[kSplit][Parts][Rows][Panels];
   NYBBLE_UNROLL for (int r = 0; r < Rows; ++r) {
@@ -127,8 +132,8 @@ struct TileRows {
 };
 
 template <int Rows, int Panels, int Parts>
-__attribute__((always_inline)) inline void shared_tile(const Unpacked<Panels>& weights, int num_blocks,
-                                                       const TileRows<Rows>& rows, const Ahead& ahead) {
+NYBBLE_INLINE void shared_tile(const Unpacked<Panels>& weights, int num_blocks, const TileRows<Rows>& rows,
+                               const Ahead& ahead) {
   __m512i sums[Rows][Panels];
   multiply<Rows, Panels, Parts>(weights, rows.codes, 0, num_blocks * 8, rows.biases, ahead, sums);
   NYBBLE_UNROLL for (int p = 0; p < Panels; ++p) {
@@ -142,10 +147,9 @@ __attribute__((always_inline)) inline void shared_tile(const Unpacked<Panels>& w
 
 /// Block by block. `scales` and `biases` of row r and block b: at [r][b] behind the given pointers.
 template <int Rows, int Panels, int Parts, int Group, BlockScaling Scaling>
-__attribute__((always_inline)) inline void block_tile(const Unpacked<Panels>& weights, int num_blocks,
-                                                      const TileRows<Rows>& rows, const float* const (&scales)[Rows],
-                                                      int64_t scale_step, const std::int32_t* const (&biases)[Rows],
-                                                      const Ahead& ahead) {
+__attribute__((noinline)) void block_tile(const Unpacked<Panels>& weights, int num_blocks, const TileRows<Rows>& rows,
+                                          const float* const (&scales)[Rows], int64_t scale_step,
+                                          const std::int32_t* const (&biases)[Rows], const Ahead& ahead) {
   F16 run_sums[Rows][Panels];
   for (int b = 0; b < num_blocks; ++b) {
     std::int32_t block_biases[Rows];
@@ -340,7 +344,7 @@ class PanelGroup {
   }
 
   template <int Rows, BlockScaling Scaling>
-  __attribute__((noinline)) void run_scaled_blocks(int64_t row) {
+  void run_scaled_blocks(int64_t row) {
     TileRows<Rows> tile;
     const float* scales[Rows];
     const std::int32_t* biases[Rows];
