@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import mmap
 import os
+import shlex
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -170,7 +171,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--decode-tokens", type=int, default=16)
     parser.add_argument(
-        "--serve", nargs="*", default=[], metavar="OPTION", help="further options of nybble serve"
+        "--serve", type=shlex.split, default=[], metavar="OPTIONS", help="of nybble serve: --serve='--x 1'"
     )
     record.add_output_option(parser)
     options = parser.parse_args()
