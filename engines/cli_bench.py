@@ -90,7 +90,7 @@ def bench(
     if as_json:
         figures = benchmark_json(result)
         if compared is not None:
-            figures["peers"] = comparison_json(compared)
+            figures["peers"] = comparison_json(compared, result.machine, workload)
         typer.echo(document_text(record.document(figures)))
         return
     console = Console(highlight=False)

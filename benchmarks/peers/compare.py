@@ -23,6 +23,7 @@ from benchmarks.models.shapes import SHAPES
 from engines.bench.peers.catalogue import FAMILIES, Choice, checked_families, parsed_pythons
 from engines.bench.peers.compare import compare_with_peers
 from engines.bench.peers.report import comparison_json, show_comparison
+from engines.bench.peers.shares import best_limits
 from engines.bench.phase import Workload
 from engines.cpu.machine_limits import MachineLimits, measure_machine_limits
 from engines.errors import EngineError
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         "model": {"shape": options.shape, "formats": formats(options)},
         "workload": asdict(workload),
         "machine_limits": {"before": asdict(limits[0]), "after": asdict(limits[1])},
-        **comparison_json(results),
+        **comparison_json(results, best_limits(*limits), workload),
     }
     if options.note:
         figures["note"] = options.note

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from engines.bench.peers.comparison import SystemResult
+from engines.bench.peers.shares import own_phases
+from engines.bench.phase import Workload
+from engines.cpu.machine_limits import MachineLimits
 
 
-def comparison_json(results: Sequence[SystemResult]) -> dict[str, Any]:
-    """systems [{name, tokens_per_second {phase: median}, runs}], skipped [{name, reason}], ratios [...]."""
+def comparison_json(
+    results: Sequence[SystemResult], machine: MachineLimits, workload: Workload
+) -> dict[str, Any]:
+    """systems [{name, tokens_per_second {phase: median}, runs}], shares_of_limit, skipped, ratios."""
     return {
         "systems": [_system_json(result) for result in results if result.skipped is None],
+        "shares_of_limit": [
+            {"system": result.system.name, **asdict(phase), "share_of_limit": phase.share_of_limit}
+            for result in results
+            if result.skipped is None and not result.system.is_peer
+            for phase in own_phases(result, machine, workload)
+        ],
         "skipped": [
             {"name": result.system.name, "reason": result.skipped} for result in results if result.skipped
         ],

@@ -33,6 +33,9 @@ def test_peers_of_a_checkpoint(tmp_path: Path) -> None:
         assert all(rate > 0 for rate in system["tokens_per_second"].values())
         assert system["peak_resident_bytes"] > 1 << 20
         assert system["versions"]["isa"]
+    assert [(each["system"], each["name"]) for each in found["shares_of_limit"]] == [
+        (system["name"], phase) for system in found["systems"] for phase in PHASES
+    ]
     assert found["skipped"] == [
         {"name": "vLLM BF16", "reason": "not installed: No module named 'vllm'"},
         {"name": "llama.cpp MXFP4", "reason": "not installed: No module named 'llama_cpp'"},

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
+from engines.bench.peers import report
 from engines.bench.peers.comparison import SystemResult
 from engines.bench.peers.report import comparison_json, show_comparison
 from engines.bench.peers.system import System
 from engines.bench.peers.worker import Loaded
+from engines.bench.phase import Phase, Workload
+from engines.cpu.machine_limits import MachineLimits
+
+MACHINE = MachineLimits("avx512", 2, 10e9, 0.1e12, 1e12, None, None, None)
+WORKLOAD = Workload(concurrencies=())
+
+
+@pytest.fixture(autouse=True)
+def no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models of these systems are no checkpoints."""
+    phase = Phase("prefill 512", 1, 200.0, (100.0, 300.0, 200.0), 400.0, "arithmetic")
+    monkeypatch.setattr(report, "own_phases", lambda *_: (phase,))
 
 
 def result(name: str, family: str, *runs: float, skipped: str | None = None) -> SystemResult:
@@ -26,13 +40,15 @@ RESULTS = [
 
 
 def test_medians_and_ratios() -> None:
-    found = comparison_json(RESULTS)
+    found = comparison_json(RESULTS, MACHINE, WORKLOAD)
     assert [each["name"] for each in found["systems"]] == ["nybble MXFP4 W4A4", "slow", "fast"]
     ours = found["systems"][0]
     assert ours["tokens_per_second"] == {"prefill 512": 200.0}
     assert ours["runs"] == {"prefill 512": [100.0, 300.0, 200.0]}
     assert ours["versions"] == {"x": "1"}
     assert ours["model_bytes"] == Path(__file__).stat().st_size
+    (share,) = found["shares_of_limit"]
+    assert (share["system"], share["limit"], share["share_of_limit"]) == ("nybble MXFP4 W4A4", 400.0, 0.5)
     assert found["ratios"] == [
         {
             "system": "nybble MXFP4 W4A4",
@@ -45,10 +61,10 @@ def test_medians_and_ratios() -> None:
 
 
 def test_reasons() -> None:
-    assert comparison_json(RESULTS)["skipped"] == [
+    assert comparison_json(RESULTS, MACHINE, WORKLOAD)["skipped"] == [
         {"name": "absent", "reason": "not installed: No module named 'vllm'"}
     ]
-    alone = comparison_json([RESULTS[0], RESULTS[3]])
+    alone = comparison_json([RESULTS[0], RESULTS[3]], MACHINE, WORKLOAD)
     assert alone["ratios"][0]["best_peer"] is None
     assert alone["ratios"][0]["over_best_peer"] is None
 
