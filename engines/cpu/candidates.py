@@ -21,7 +21,8 @@ _BLOCK = 256
 _HEAD_SIZE = 1024  # of the likeliest tokens; more are sorted only when these do not reach top_p
 # exp() of less rounds to no weight anyway, and its denormal results would be slow to compute with.
 _LOWEST_EXPONENT = np.float32(-80.0)
-_LOWEST_TEMPERATURE = 1e-30
+# What lies beyond is greedy, or uniform, as these already are; its inverse would be inf, or 0, in float32.
+_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 1e-30, 1e30
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -32,9 +33,10 @@ def weight_bits(vocab_size: int) -> int:
 
 def weights_of(logits: Float32Array, maximum: np.float32, temperature: float, num_bits: int) -> Float32Array:
     """Whole numbers, float32: 2^num_bits exp((logit - maximum) / temperature), rounded; 0 for -inf."""
-    # Subtract first: a tiny temperature must not overflow the largest logit.
-    weights = logits - maximum
-    weights *= np.float32(1.0 / max(temperature, _LOWEST_TEMPERATURE))
+    inverse = np.float32(1.0 / min(max(temperature, _LOWEST_TEMPERATURE), _HIGHEST_TEMPERATURE))
+    with np.errstate(over="ignore"):
+        weights = logits - maximum  # before the product, so that the largest logit does not overflow
+        weights *= inverse
     np.maximum(weights, _LOWEST_EXPONENT, out=weights)
     np.exp(weights, out=weights)
     weights *= np.float32(2.0**num_bits)
@@ -44,7 +46,8 @@ def weights_of(logits: Float32Array, maximum: np.float32, temperature: float, nu
 def keep_min_p(logits: Float32Array, maximum: np.float32, temperature: float, min_p: float) -> Indices:
     """The tokens at least `min_p` times as likely as the likeliest, ascending. `min_p` is above 0."""
     distance = max(temperature, _LOWEST_TEMPERATURE) * -math.log(min_p)
-    return np.flatnonzero(maximum - logits <= np.float32(min(distance, _LARGEST)))
+    with np.errstate(over="ignore"):
+        return np.flatnonzero(maximum - logits <= np.float32(min(distance, _LARGEST)))
 
 
 def keep_top_k(logits: Float32Array, top_k: int) -> Indices:

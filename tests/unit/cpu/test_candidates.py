@@ -28,7 +28,8 @@ def by_sorting(logits: Float32Array, params: SamplingParams, uniform: float) -> 
     """What is drawn, by the filters' definitions."""
     maximum, ids = logits.max(), np.arange(logits.size)
     if params.min_p > 0:
-        ids = ids[maximum - logits <= np.float32(-params.temperature * math.log(params.min_p))]
+        distance = min(-params.temperature * math.log(params.min_p), 3e38)
+        ids = ids[maximum - logits <= np.float32(distance)]
     if params.top_k > 0:
         ids = np.sort(ids[ranked(logits[ids])[: params.top_k]])
     weights = weights_of(logits[ids], maximum, params.temperature, weight_bits(logits.size)).astype(
@@ -58,7 +59,7 @@ def rows_of_logits(draw: st.DrawFn) -> Float32Array:
 
 filters = st.builds(
     SamplingParams,
-    temperature=st.sampled_from([1e-300, 1e-3, 0.3, 0.7, 1.0, 2.0, 50.0, 1e30]),
+    temperature=st.sampled_from([1e-300, 1e-3, 0.3, 0.7, 1.0, 2.0, 50.0, 1e30, 1e300]),
     top_k=st.sampled_from([0, 0, 1, 2, 50, 1000, 4000]),
     top_p=st.sampled_from([1.0, 1.0, 1e-9, 0.1, 0.5, 0.9, 0.95, 0.999, 1 - 1e-12]),
     min_p=st.sampled_from([0.0, 0.0, 1e-300, 1e-9, 0.05, 0.5, 1.0]),
@@ -112,6 +113,14 @@ def test_weights_are_whole_numbers_whose_sum_is_exact(logits: Float32Array, temp
     assert float(weights.sum(dtype=np.float64)) == exact
     expected = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     assert np.allclose(weights / 2.0**num_bits, expected, rtol=2e-5, atol=2.0**-num_bits)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1.0])
+@pytest.mark.parametrize("min_p", [0.0, 1e-300])
+def test_the_largest_logits_do_not_overflow(temperature: float, min_p: float) -> None:
+    logits = np.array([-3e38, 3e38, -np.inf, 1e20], np.float32)
+    params = SamplingParams(temperature=temperature, min_p=min_p, seed=1)
+    assert SequenceSampler(params, (), frozenset(), 4).sample(logits) == 1
 
 
 def test_the_largest_vocabulary_still_sums_exactly() -> None:
