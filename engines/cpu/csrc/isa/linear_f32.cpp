@@ -11,43 +11,64 @@ namespace nybble::NYBBLE_ISA {
 namespace {
 
 constexpr int64_t kChunkColumns = 128;  // 8 KiB of decoded weights, in L1
-constexpr int64_t kBlockRows = 32;      // batch rows per decoded chunk: 8 KiB of running sums
+constexpr int64_t kAheadColumns = 2 * kChunkColumns;
+constexpr int64_t kBlockRows = 32;  // batch rows per decoded chunk: 8 KiB of running sums
+
+constexpr int kPanelGroup = kWideRowTile >= 12 ? 2 : 1;  // panels that share the loads of activations
 
 struct Workspace {
-  alignas(64) float weights[kChunkColumns * 16];
-  alignas(64) float sums[kBlockRows * kChains * 16];
+  alignas(64) float weights[kPanelGroup][kChunkColumns * 16];
+  alignas(64) float sums[kPanelGroup][kBlockRows * kChains * 16];
+  /// What the first product of a chunk fetches while it multiplies, a line per column, of two panels in turns:
+  /// decoding, with nothing to do meanwhile, would wait for memory.
+  const std::uint8_t* ahead[2];
 };
 
-template <int Rows>
-void accumulate(const float* weights, const float* x, int64_t row_stride, int64_t num_columns, float* sums) {
-  F16 acc[Rows][kChains];
-  for (int r = 0; r < Rows; ++r) {
-    for (int c = 0; c < kChains; ++c) acc[r][c] = load(sums + (r * kChains + c) * 16);
-  }
-  int64_t k = 0;
-  for (; k + kChains <= num_columns; k += kChains) {
-    for (int c = 0; c < kChains; ++c) {
-      const F16 w = load(weights + (k + c) * 16);
-      for (int r = 0; r < Rows; ++r) acc[r][c] = fma(w, splat(x[r * row_stride + k + c]), acc[r][c]);
+/// `Panels` panels times `Rows` rows from `row` on, a chain at a time, so that many sums fit into registers.
+template <int Panels, int Rows>
+void accumulate(Workspace& workspace, const float* x, int64_t row_stride, int64_t num_columns, int64_t row) {
+  const float* first = x + row * row_stride;
+  for (int c = 0; c < kChains; ++c) {
+    F16 acc[Rows][Panels];
+    const auto sum = [&](int r, int p) { return workspace.sums[p] + ((row + r) * kChains + c) * 16; };
+    for (int r = 0; r < Rows; ++r) {
+      for (int p = 0; p < Panels; ++p) acc[r][p] = load(sum(r, p));
     }
-  }
-  for (int c = 0; k + c < num_columns; ++c) {
-    const F16 w = load(weights + (k + c) * 16);
-    for (int r = 0; r < Rows; ++r) acc[r][c] = fma(w, splat(x[r * row_stride + k + c]), acc[r][c]);
-  }
-  for (int r = 0; r < Rows; ++r) {
-    for (int c = 0; c < kChains; ++c) store(sums + (r * kChains + c) * 16, acc[r][c]);
+    for (int64_t k = c; k < num_columns; k += kChains) {
+      __builtin_prefetch(workspace.ahead[k % 2] + k / 2 * 64, 0, 2);
+      F16 w[Panels];
+      for (int p = 0; p < Panels; ++p) w[p] = load(workspace.weights[p] + k * 16);
+      for (int r = 0; r < Rows; ++r) {
+        const F16 value = splat(first[r * row_stride + k]);
+        for (int p = 0; p < Panels; ++p) acc[r][p] = fma(w[p], value, acc[r][p]);
+      }
+    }
+    for (int r = 0; r < Rows; ++r) {
+      for (int p = 0; p < Panels; ++p) store(sum(r, p), acc[r][p]);
+    }
   }
 }
 
-void accumulate_rows(const float* weights, const float* x, int64_t row_stride, int64_t num_columns, int64_t num_rows,
-                     float* sums) {
-  int64_t r = 0;
-  for (; r + kRowTile <= num_rows; r += kRowTile) {
-    accumulate<kRowTile>(weights, x + r * row_stride, row_stride, num_columns, sums + r * kChains * 16);
+/// Runs over `num_rows` rows, or the first `Rows` of them; returns how many.
+template <int Panels, int Rows>
+int64_t accumulate_tile(Workspace& workspace, const float* x, int64_t row_stride, int64_t num_columns, int64_t row,
+                        int64_t num_rows) {
+  if constexpr (Rows > 1) {
+    if (num_rows < Rows) {
+      return accumulate_tile<Panels, Rows - 1>(workspace, x, row_stride, num_columns, row, num_rows);
+    }
   }
-  for (; r < num_rows; ++r) {
-    accumulate<1>(weights, x + r * row_stride, row_stride, num_columns, sums + r * kChains * 16);
+  accumulate<Panels, Rows>(workspace, x, row_stride, num_columns, row);
+  for (const std::uint8_t*& ahead : workspace.ahead) ahead = reinterpret_cast<const std::uint8_t*>(workspace.weights);
+  return Rows;
+}
+
+template <int Panels>
+void accumulate_rows(Workspace& workspace, const float* x, int64_t row_stride, int64_t num_columns, int64_t num_rows) {
+  for (int64_t row = 0; row < num_rows;) {
+    const int64_t num_tiles = (num_rows - row + kWideRowTile - 1) / kWideRowTile;
+    const int64_t tile_rows = (num_rows - row + num_tiles - 1) / num_tiles;
+    row += accumulate_tile<Panels, kWideRowTile>(workspace, x, row_stride, num_columns, row, tile_rows);
   }
 }
 
@@ -60,21 +81,48 @@ F16 finish(const float* sums) {
   return total[0];
 }
 
-/// `decode(first_column, num_columns, weights)` fills [num_columns][16] float32.
-template <typename Decode>
-void run_panel(const Decode& decode, const float* x, float* out, int64_t num_rows, int64_t num_columns,
-               int64_t num_outputs, int64_t first_output, int num_lanes, Workspace& workspace) {
+/// Where the outputs of a panel go.
+struct PanelOutputs {
+  int64_t first;
+  int num_lanes;
+};
+
+/// Panels [panel, panel + Panels). `decode(panel, first_column, num_columns, weights)` fills [num_columns][16] float32
+/// and returns where weights that will be wanted later lie.
+template <int Panels, typename Decode, typename Outputs>
+void run_panel_group(const Decode& decode, const Outputs& outputs, const float* x, float* out, int64_t num_rows,
+                     int64_t num_columns, int64_t num_outputs, int64_t panel, Workspace& workspace) {
   for (int64_t row = 0; row < num_rows; row += kBlockRows) {
     const int64_t rows = min64(kBlockRows, num_rows - row);
-    for (int64_t i = 0; i < rows * kChains; ++i) store(workspace.sums + i * 16, splat(0.0F));
+    for (int p = 0; p < Panels; ++p) {
+      for (int64_t i = 0; i < rows * kChains; ++i) store(workspace.sums[p] + i * 16, splat(0.0F));
+    }
     for (int64_t k = 0; k < num_columns; k += kChunkColumns) {
       const int64_t columns = min64(kChunkColumns, num_columns - k);
-      decode(k, columns, workspace.weights);
-      accumulate_rows(workspace.weights, x + row * num_columns + k, num_columns, columns, rows, workspace.sums);
+      for (int p = 0; p < Panels; ++p) workspace.ahead[p] = decode(panel + p, k, columns, workspace.weights[p]);
+      if (Panels == 1) workspace.ahead[1] = workspace.ahead[0];
+      accumulate_rows<Panels>(workspace, x + row * num_columns + k, num_columns, columns, rows);
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      store_partial(out + (row + r) * num_outputs + first_output, finish(workspace.sums + r * kChains * 16), num_lanes);
+    for (int p = 0; p < Panels; ++p) {
+      const PanelOutputs target = outputs(panel + p);
+      for (int64_t r = 0; r < rows; ++r) {
+        store_partial(out + (row + r) * num_outputs + target.first, finish(workspace.sums[p] + r * kChains * 16),
+                      target.num_lanes);
+      }
     }
+  }
+}
+
+template <typename Decode, typename Outputs>
+void run_panels(const Decode& decode, const Outputs& outputs, const float* x, float* out, int64_t num_rows,
+                int64_t num_columns, int64_t num_outputs, int64_t panel_begin, int64_t panel_end) {
+  Workspace workspace;
+  int64_t panel = panel_begin;
+  for (; panel + kPanelGroup <= panel_end; panel += kPanelGroup) {
+    run_panel_group<kPanelGroup>(decode, outputs, x, out, num_rows, num_columns, num_outputs, panel, workspace);
+  }
+  for (; panel < panel_end; ++panel) {
+    run_panel_group<1>(decode, outputs, x, out, num_rows, num_columns, num_outputs, panel, workspace);
   }
 }
 
@@ -225,19 +273,20 @@ void dense_rows(const DenseArgs& args, int64_t panel, int64_t row, const DensePr
 }  // namespace
 
 void fp4_linear_f32(const Fp4F32Args& args, int64_t panel_begin, int64_t panel_end) {
-  Workspace workspace;
-  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    const auto decode = [&](int64_t first, int64_t columns, float* weights) {
-      if (args.weight.round_to_bfloat16) {
-        decode_fp4<true>(args.weight, panel, first, columns, weights);
-      } else {
-        decode_fp4<false>(args.weight, panel, first, columns, weights);
-      }
-    };
+  const auto decode = [&](int64_t panel, int64_t first, int64_t columns, float* weights) {
+    if (args.weight.round_to_bfloat16) {
+      decode_fp4<true>(args.weight, panel, first, columns, weights);
+    } else {
+      decode_fp4<false>(args.weight, panel, first, columns, weights);
+    }
+    return args.weight.data + static_cast<std::size_t>(panel) * args.weight.panel_bytes + (first + kAheadColumns) * 8;
+  };
+  const auto outputs = [&](int64_t panel) {
     const Fp4Panel& info = args.weight.panels[panel];
-    run_panel(decode, args.x, args.out, args.num_rows, args.weight.num_columns, args.weight.num_rows, info.first_output,
-              info.num_lanes, workspace);
-  }
+    return PanelOutputs{info.first_output, info.num_lanes};
+  };
+  run_panels(decode, outputs, args.x, args.out, args.num_rows, args.weight.num_columns, args.weight.num_rows,
+             panel_begin, panel_end);
 }
 
 void dense_linear(const DenseArgs& args, int64_t panel_begin, int64_t panel_end) {
@@ -254,15 +303,16 @@ void dense_linear(const DenseArgs& args, int64_t panel_begin, int64_t panel_end)
     }
     return;
   }
-  Workspace workspace;
-  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    const auto decode = [&](int64_t first, int64_t columns, float* weights) {
-      decode_dense(args.weight, panel, first, columns, weights);
-    };
-    const int lanes = static_cast<int>(min64(16, args.weight.num_rows - panel * 16));
-    run_panel(decode, args.x, args.out, args.num_rows, args.weight.num_columns, args.weight.num_rows, panel * 16, lanes,
-              workspace);
-  }
+  const auto decode = [&](int64_t panel, int64_t first, int64_t columns, float* weights) {
+    decode_dense(args.weight, panel, first, columns, weights);
+    const int64_t column_bytes = args.weight.element_type == ElementType::kFloat32 ? 64 : 32;
+    return args.weight.data + (panel * args.weight.num_columns + first + kAheadColumns) * column_bytes;
+  };
+  const auto outputs = [&](int64_t panel) {
+    return PanelOutputs{panel * 16, static_cast<int>(min64(16, args.weight.num_rows - panel * 16))};
+  };
+  run_panels(decode, outputs, args.x, args.out, args.num_rows, args.weight.num_columns, args.weight.num_rows,
+             panel_begin, panel_end);
 }
 
 }  // namespace nybble::NYBBLE_ISA

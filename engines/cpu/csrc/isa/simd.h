@@ -62,8 +62,9 @@ static inline float float16_to_float(std::uint16_t half) {
 
 #if defined(NYBBLE_ISA_AVX512)
 
-constexpr int kChains = 4;   // independent sums per output of a float32 linear, k modulo kChains
-constexpr int kRowTile = 4;  // batch rows sharing one pass over decoded weights
+constexpr int kChains = 4;        // independent sums per output of a float32 linear, k modulo kChains
+constexpr int kRowTile = 4;       // batch rows sharing one pass over weights in memory, all chains at once
+constexpr int kWideRowTile = 12;  // batch rows sharing one pass over decoded weights, a chain at a time
 
 struct F16 {
   __m512 v;
@@ -113,6 +114,7 @@ static inline void store_bfloat16(std::uint16_t* p, F16 a) {
 
 constexpr int kChains = 2;
 constexpr int kRowTile = 2;
+constexpr int kWideRowTile = 4;
 
 struct F16 {
   __m256 lo, hi;
@@ -160,6 +162,7 @@ static inline F16 round_bfloat16(F16 a) { return {round_bfloat16(a.lo), round_bf
 
 constexpr int kChains = 2;
 constexpr int kRowTile = 2;
+constexpr int kWideRowTile = 4;
 
 typedef float F4 __attribute__((vector_size(16)));
 typedef std::int32_t I4 __attribute__((vector_size(16)));
