@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,12 +13,13 @@ from rich.console import Console
 from engines.base import EngineOptions
 from engines.bench.peers.catalogue import FAMILIES, PEER_MODELS, Choice, checked_families, parsed_pythons
 from engines.bench.peers.compare import compare_with_peers
+from engines.bench.peers.comparison import SystemResult
 from engines.bench.peers.report import comparison_json, show_comparison
 from engines.bench.phase import Workload
 from engines.bench.plot import save_plot, show_bars
 from engines.bench.record import BenchmarkRecord, document_text
 from engines.bench.report import benchmark_json, show
-from engines.bench.run import run_benchmark
+from engines.bench.run import BenchmarkResult, run_benchmark
 
 
 def register(app: typer.Typer) -> None:
@@ -88,12 +90,21 @@ def bench(
     if plot is not None and result.http:
         save_plot(result.http, f"{directory.resolve().name} on {result.machine_title}", plot)
     if as_json:
-        figures = benchmark_json(result)
-        if compared is not None:
-            figures["peers"] = comparison_json(compared, result.machine, workload)
-        typer.echo(document_text(record.document(figures)))
-        return
-    console = Console(highlight=False)
+        typer.echo(document_text(record.document(_figures(result, compared, workload))))
+    else:
+        _show(result, compared, Console(highlight=False))
+
+
+def _figures(
+    result: BenchmarkResult, compared: Sequence[SystemResult] | None, workload: Workload
+) -> dict[str, Any]:
+    figures = benchmark_json(result)
+    if compared is not None:
+        figures["peers"] = comparison_json(compared, result.machine, workload)
+    return figures
+
+
+def _show(result: BenchmarkResult, compared: Sequence[SystemResult] | None, console: Console) -> None:
     show(result, console)
     if result.http:
         show_bars(result.http, console)
