@@ -19,6 +19,7 @@ class EngineOptions:
 
     `activations`: "checkpoint" quantises activations as the checkpoint declares (W4A4); "bf16" does not.
     `numerics`: "fast" may use bfloat16 outside the FP4 operands; "reference" keeps float32 everywhere.
+    `kv_cache_dtype`: "auto", "bfloat16" or "fp8"; "auto" is what the engine has by default.
     `kv_cache_memory_bytes` None lets the engine choose. `num_threads` 0 means all physical cores.
     `speculation` "auto" lets an engine guess tokens ahead where that pays, "off" forbids it; the output is
     the same. A step that prefills beside decoding sequences takes at most about `max_step_stretch` times as
@@ -35,6 +36,7 @@ class EngineOptions:
     activations: str = "checkpoint"
     numerics: str = "fast"
     max_model_len: int | None = None
+    kv_cache_dtype: str = "auto"
     kv_cache_memory_bytes: int | None = None
     block_size: int = 16
     max_num_seqs: int = 64

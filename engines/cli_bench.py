@@ -31,6 +31,7 @@ def bench(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a Hugging Face checkpoint.")],
     activations: Annotated[str, typer.Option(help="checkpoint or bf16.")] = "checkpoint",
     numerics: Annotated[str, typer.Option(help="fast or reference.")] = "fast",
+    kv_cache_dtype: Annotated[str, typer.Option(help="auto, bfloat16 or fp8.")] = "auto",
     num_threads: Annotated[int, typer.Option(help="0 means all physical cores.", min=0)] = 0,
     prefill_tokens: Annotated[int, typer.Option(help="Tokens of the prompt that is prefilled.", min=1)] = 512,
     decode_tokens: Annotated[int, typer.Option(help="Tokens every stream generates.", min=2)] = 64,
@@ -70,6 +71,7 @@ def bench(
         checkpoint=directory,
         activations=activations,
         numerics=numerics,
+        kv_cache_dtype=kv_cache_dtype,
         num_threads=num_threads,
         max_model_len=None,
     )

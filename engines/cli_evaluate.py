@@ -33,6 +33,7 @@ _TextFile = Annotated[
     Path, typer.Option("--text", metavar="FILE", help="Plain text, or .jsonl of text, messages or input_ids.")
 ]
 _Numerics = Annotated[str, typer.Option(help="fast or reference.")]
+_KvCacheDtype = Annotated[str, typer.Option(help="auto, bfloat16 or fp8.")]
 _Window = Annotated[int | None, typer.Option(help="Tokens seen at once. [2048, or the context if less]")]
 _Stride = Annotated[int | None, typer.Option(help="Tokens between windows. [half the window]")]
 _Threads = Annotated[int, typer.Option(help="0 means all physical cores.")]
@@ -50,6 +51,7 @@ def perplexity(
     text: _TextFile,
     activations: Annotated[str, typer.Option(help="checkpoint or bf16.")] = "checkpoint",
     numerics: _Numerics = "fast",
+    kv_cache_dtype: _KvCacheDtype = "auto",
     window: _Window = None,
     stride: _Stride = None,
     num_threads: _Threads = 0,
@@ -61,17 +63,24 @@ def perplexity(
     windowing = choose_windowing(checkpoint.config.max_position_embeddings, window, stride)
     documents = list(read_documents(text, TextEncoder(directory)))
     longest = _longest_window(documents, windowing)
-    model = SequenceModel.load(checkpoint, longest, activations=activations, numerics=numerics)
+    model = SequenceModel.load(
+        checkpoint, longest, activations=activations, numerics=numerics, kv_cache_dtype=kv_cache_dtype
+    )
     with _progress_bar("perplexity", documents, windowing) as progress:
         result = measure_perplexity(model, documents, windowing, progress)
     if as_json:
         settings = {"text": str(text), "numerics": numerics, **asdict(windowing)}
-        about = {"directory": str(directory), "activations": activations}
+        about = {
+            "directory": str(directory),
+            "activations": activations,
+            "kv_cache_dtype": kv_cache_dtype,
+        }
         typer.echo(json.dumps({**about, **settings, **perplexity_json(result)}, indent=2))
         return
     settings_text = (
         ("window", f"{windowing.window} tokens, stride {windowing.stride}"),
         ("activations, numerics", f"{activations}, {numerics}"),
+        ("KV cache", kv_cache_dtype),
     )
     show_perplexity(result, settings_text)
 

@@ -37,7 +37,7 @@ def plan_command(
         typer.Option(help="gb10, rtx6000-blackwell, b200, gb200 or cpu; may be repeated. [all]"),
     ] = None,
     tensor_parallel: Annotated[int, typer.Option(help="GPUs that share each layer.")] = 1,
-    kv_cache_dtype: Annotated[str, typer.Option(help="bfloat16 or fp8; a CPU has bfloat16.")] = "bfloat16",
+    kv_cache_dtype: Annotated[str, typer.Option(help="bfloat16 or fp8.")] = "bfloat16",
     context: Annotated[
         list[int] | None, typer.Option(help="Tokens of a sequence; may be repeated. [1024 to 32768]")
     ] = None,
@@ -75,7 +75,7 @@ def plan_command(
                 cost,
                 device,
                 num_devices=1 if name == _CPU else tensor_parallel,
-                kv_cache_dtype="bfloat16" if name == _CPU else kv_cache_dtype,
+                kv_cache_dtype=kv_cache_dtype,
                 contexts=contexts,
                 batch_sizes=tuple(batch_size or _BATCH_SIZES),
             )

@@ -120,6 +120,9 @@ def serve(
         str | None, typer.Option(help="auto: the checkpoint's sampling defaults; none: OpenAI's. [auto]")
     ] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Context in tokens. [the model's]")] = None,
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option(help="auto, bfloat16 or fp8: half the memory, rounded to E4M3. [auto]")
+    ] = None,
     kv_cache_memory: Annotated[
         str | None, typer.Option(help="For example 4GiB. [chosen by the engine]")
     ] = None,
@@ -229,6 +232,7 @@ def serve(
         "served_model_names": tuple(served_model_name or ()) or None,
         "generation_config": generation_config,
         "max_model_len": max_model_len,
+        "kv_cache_dtype": kv_cache_dtype,
         "kv_cache_memory_bytes": kv_cache_memory,
         "block_size": block_size,
         "max_num_seqs": max_num_seqs,

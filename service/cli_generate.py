@@ -46,6 +46,7 @@ def generate(
     activations: Annotated[str, typer.Option(help="checkpoint or bf16.")] = "checkpoint",
     numerics: Annotated[str, typer.Option(help="fast or reference.")] = "fast",
     max_model_len: Annotated[int | None, typer.Option(min=1, help="[the model's]")] = None,
+    kv_cache_dtype: Annotated[str, typer.Option(help="auto, bfloat16 or fp8.")] = "auto",
     kv_cache_memory: Annotated[str | None, typer.Option(help="For example 4GiB.")] = None,
     num_threads: Annotated[int, typer.Option(min=0, help="0 means all physical cores.")] = 0,
 ) -> None:
@@ -61,6 +62,7 @@ def generate(
         activations=_one_of("--activations", activations, "checkpoint", "bf16"),
         numerics=_one_of("--numerics", numerics, "fast", "reference"),
         max_model_len=max_model_len,
+        kv_cache_dtype=_one_of("--kv-cache-dtype", kv_cache_dtype, "auto", "bfloat16", "fp8"),
         kv_cache_memory_bytes=_size(kv_cache_memory),
         max_num_seqs=1,
         num_threads=num_threads,

@@ -28,6 +28,7 @@ class ServiceSettings(BaseSettings):
     activations: Literal["checkpoint", "bf16"] = "checkpoint"
     numerics: Literal["fast", "reference"] = "fast"
     max_model_len: int | None = Field(default=None, ge=1)
+    kv_cache_dtype: Literal["auto", "bfloat16", "fp8"] = "auto"
     kv_cache_memory_bytes: ByteSize | None = None
     block_size: int = Field(default=16, ge=1)
     max_num_seqs: int = Field(default=64, ge=1)
@@ -119,6 +120,7 @@ class ServiceSettings(BaseSettings):
             activations=self.activations,
             numerics=self.numerics,
             max_model_len=self.max_model_len,
+            kv_cache_dtype=self.kv_cache_dtype,
             kv_cache_memory_bytes=None
             if self.kv_cache_memory_bytes is None
             else int(self.kv_cache_memory_bytes),

@@ -162,5 +162,6 @@ def _fingerprint(settings: ServiceSettings) -> str:
         settings.engine,
         settings.activations,
         settings.numerics,
+        settings.kv_cache_dtype,
     )
     return "nybble_" + hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:12]

@@ -3,8 +3,8 @@
     python -m benchmarks.accuracy.numerics --output benchmarks/results/numerics-perplexity.json
 
 The demo's own held-out text (demo_text.py), every document by itself. Besides the two numerics, each part of
-the fast one is switched on alone: the products of the linear layers, and the bfloat16 KV cache. Documents are
-compared in pairs; `standard_error` is that of the relative difference, over documents.
+the fast one is switched on alone: the products of the linear layers, and the KV cache in bfloat16 or FP8.
+Documents are compared in pairs; `standard_error` is that of the relative difference, over documents.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Part:
     name: str
     reference_products: bool
     reference_cache: bool
+    kv_cache_dtype: str = "auto"
 
 
 REFERENCE = Part("reference", reference_products=True, reference_cache=True)
@@ -49,6 +50,7 @@ PARTS = (
     Part("fast", reference_products=False, reference_cache=False),
     Part("fast products alone", reference_products=False, reference_cache=True),
     Part("bfloat16 KV cache alone", reference_products=True, reference_cache=False),
+    Part("FP8 KV cache alone", reference_products=True, reference_cache=False, kv_cache_dtype="fp8"),
 )
 
 
@@ -66,7 +68,12 @@ def negative_log_likelihoods(model: SequenceModel, documents: Sequence[Sequence[
 def load(checkpoint: Checkpoint, max_tokens: int, part: Part, *, w4a4: bool) -> SequenceModel:
     """The model with these numerics."""
     decoder = load_decoder(checkpoint, LinearOptions(w4a4, part.reference_products), max_tokens)
-    shape = KvCacheShape.of(checkpoint.config, BLOCK_SIZE, reference_numerics=part.reference_cache)
+    shape = KvCacheShape.of(
+        checkpoint.config,
+        BLOCK_SIZE,
+        reference_numerics=part.reference_cache,
+        kv_cache_dtype=part.kv_cache_dtype,
+    )
     cache = KvCache(shape, -(-max_tokens // BLOCK_SIZE))
     return SequenceModel(checkpoint.config, decoder, cache, max_tokens)
 

@@ -123,6 +123,7 @@ def serve_arguments(options: EngineOptions) -> list[str]:
         "--engine", "cpu",
         "--activations", options.activations,
         "--numerics", options.numerics,
+        "--kv-cache-dtype", options.kv_cache_dtype,
         "--num-threads", str(options.num_threads),
         "--max-num-seqs", str(options.max_num_seqs),
         "--max-num-batched-tokens", str(options.max_num_batched_tokens),

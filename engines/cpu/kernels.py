@@ -24,7 +24,7 @@ _INT8 = np.dtype(np.int8)
 _INT32 = np.dtype(np.int32)
 _INT64 = np.dtype(np.int64)
 _DENSE_DTYPES = (_FLOAT32, np.dtype(np.float16), np.dtype(np.uint16))
-_CACHE_DTYPES = (_FLOAT32, np.dtype(np.uint16))
+_CACHE_DTYPES = (_FLOAT32, np.dtype(np.uint16), _UINT8)
 
 
 def isa_name() -> str:
@@ -323,18 +323,27 @@ def _check_caches(k_cache: NDArray[Any], v_cache: NDArray[Any]) -> None:
     _check("v_cache", v_cache, k_cache.dtype, k_cache.shape)
 
 
+def _cache_head_dim(cache: NDArray[Any]) -> int:
+    """The last dimension, without the byte that an FP8 cache holds for a row's scale."""
+    return int(cache.shape[3]) - (1 if cache.dtype == _UINT8 else 0)
+
+
 def kv_write(
     k: Float32Array, v: Float32Array, slots: NDArray[np.int64], k_cache: NDArray[Any], v_cache: NDArray[Any]
 ) -> None:
     """Store k and v [M, num_kv_heads, head_dim] at slots [M] = block id * block_size + offset.
 
     Caches are [num_blocks, num_kv_heads, block_size, head_dim], float32, or bfloat16 as uint16 bits (round to
-    nearest even). ValueError, and nothing written, for a slot outside the cache.
+    nearest even), or uint8 [num_blocks, num_kv_heads, block_size, head_dim + 1] for FP8. There the bytes
+    of a block's head are block_size rows of head_dim E4M3 numbers, then a byte b per row: 2^(b - 127) is its
+    scale, the least that brings its largest magnitude to 448 or less; 255 says that it held a NaN or an
+    infinity and reads as NaN. Of rows for one slot the last one stays. ValueError, and nothing written, for a
+    slot outside the cache.
     """
     _check_caches(k_cache, v_cache)
     _check_out("k_cache", k_cache, _CACHE_DTYPES, k_cache.shape)
     _check_out("v_cache", v_cache, _CACHE_DTYPES, v_cache.shape)
-    _check("k", k, _FLOAT32, (None, k_cache.shape[1], k_cache.shape[3]))
+    _check("k", k, _FLOAT32, (None, k_cache.shape[1], _cache_head_dim(k_cache)))
     _check("v", v, _FLOAT32, k.shape)
     _check("slots", slots, _INT64, (k.shape[0],))
     _kernels.kv_write(k, v, slots, k_cache, v_cache)
@@ -356,11 +365,11 @@ def paged_attention(
     Sequence s owns rows query_starts[s] to query_starts[s + 1] of q, the last of its context_lens[s]
     positions; block_tables [num_sequences, max_blocks] names its blocks in order. With a sliding_window w > 0
     the query at position i sees positions j with i - w < j <= i. A row's bits depend on its position and the
-    cached values only. ValueError for a block id or a length outside the cache or the table. block_size is at
-    most 256.
+    cached values only, not on the block size. Caches as for `kv_write`. ValueError for a
+    block id or a length outside the cache or the table. block_size is at most 256.
     """
     _check_caches(k_cache, v_cache)
-    _check("q", q, _FLOAT32, (None, None, k_cache.shape[3]))
+    _check("q", q, _FLOAT32, (None, None, _cache_head_dim(k_cache)))
     _check("context_lens", context_lens, _INT32, (None,))
     _check("block_tables", block_tables, _INT32, (context_lens.shape[0], None))
     _check("query_starts", query_starts, _INT32, (context_lens.shape[0] + 1,))

@@ -9,12 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.checkpoint.model_config import ModelConfig
-from engines.errors import StartFailed
+from engines.errors import InvalidRequest, StartFailed
+
+_ELEMENT_BYTES = {"auto": 2, "bfloat16": 2, "fp8": 1}
+KV_CACHE_DTYPES = tuple(_ELEMENT_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
 class KvCacheShape:
-    """Blocks of `block_size` tokens; `element_bytes` is 4 (float32) or 2 (bfloat16)."""
+    """Blocks of `block_size` tokens; `element_bytes` is 4 (float32), 2 (bfloat16) or 1 (E4M3, with a byte
+    more per token and head for the scale)."""
 
     num_layers: int
     num_kv_heads: int
@@ -23,21 +27,46 @@ class KvCacheShape:
     element_bytes: int
 
     @classmethod
-    def of(cls, config: ModelConfig, block_size: int, *, reference_numerics: bool) -> KvCacheShape:
-        """The shape `config` needs: float32 in reference numerics, else bfloat16."""
+    def of(
+        cls,
+        config: ModelConfig,
+        block_size: int,
+        *,
+        reference_numerics: bool,
+        kv_cache_dtype: str = "auto",
+    ) -> KvCacheShape:
+        """The shape `config` needs: float32 in reference numerics, else what `kv_cache_dtype` says.
+
+        `kv_cache_dtype` as in `engines.base.EngineOptions`. Raises InvalidRequest for another one, or for
+        one that reference numerics do not have.
+        """
+        if kv_cache_dtype not in KV_CACHE_DTYPES:
+            raise InvalidRequest(
+                f"kv_cache_dtype {kv_cache_dtype!r:.50} is unknown; "
+                f"expected one of: {', '.join(KV_CACHE_DTYPES)}"
+            )
+        if reference_numerics and kv_cache_dtype != "auto":
+            raise InvalidRequest(
+                f"kv_cache_dtype {kv_cache_dtype!r} is for fast numerics; reference numerics keep the KV "
+                "cache in float32 (leave out --kv-cache-dtype, or choose --numerics fast)"
+            )
         return cls(
             num_layers=config.num_layers,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             block_size=block_size,
-            element_bytes=4 if reference_numerics else 2,
+            element_bytes=4 if reference_numerics else _ELEMENT_BYTES[kv_cache_dtype],
         )
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block over all layers, keys and values."""
-        per_token = 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.element_bytes
-        return per_token * self.block_size
+        return 2 * self.num_layers * self.num_kv_heads * self.row_bytes * self.block_size
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token's keys, or values, of one head."""
+        return self.head_dim * self.element_bytes + (1 if self.element_bytes == 1 else 0)
 
     def num_blocks_within(self, memory_bytes: int, max_model_len: int) -> int:
         """How many blocks fit; raises StartFailed when not even one full-length sequence would."""
@@ -54,14 +83,16 @@ class KvCacheShape:
 
 
 class KvCache:
-    """Keys and values of every layer: [num_blocks, num_kv_heads, block_size, head_dim] each.
+    """Keys and values of every layer: [num_blocks, num_kv_heads, block_size, head_dim] each, for E4M3
+    head_dim + 1 (`kernels.kv_write` says what is where).
 
     Pages are zero until first written, so untouched blocks cost no resident memory.
     """
 
     def __init__(self, shape: KvCacheShape, num_blocks: int) -> None:
-        dtype = np.float32 if shape.element_bytes == 4 else np.uint16
-        dims = (num_blocks, shape.num_kv_heads, shape.block_size, shape.head_dim)
+        dtype = {4: np.float32, 2: np.uint16, 1: np.uint8}[shape.element_bytes]
+        row_elements = shape.row_bytes // shape.element_bytes
+        dims = (num_blocks, shape.num_kv_heads, shape.block_size, row_elements)
         self.keys: list[NDArray[Any]] = [np.zeros(dims, dtype) for _ in range(shape.num_layers)]
         self.values: list[NDArray[Any]] = [np.zeros(dims, dtype) for _ in range(shape.num_layers)]
         self.num_blocks = num_blocks

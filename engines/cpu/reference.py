@@ -139,6 +139,19 @@ def silu_mul(gate_up: Float32Array) -> Float64Array:
         return np.asarray(gate / (1.0 + np.exp(-gate)) * up)
 
 
+def fp8_kv_rows(rows: Float32Array) -> Float32Array:
+    """What an FP8 KV cache makes of rows [..., head_dim]: E4M3 numbers times a power of two per row, the
+    least that brings the row's largest magnitude to 448 or less. A row with a NaN or an infinity becomes
+    NaN."""
+    largest = np.abs(rows).max(axis=-1, keepdims=True)
+    mantissa, exponent = np.frexp(largest)  # largest = mantissa * 2^exponent, 1/2 <= mantissa < 1
+    scale_exponent = np.clip(exponent - 9 + (mantissa > 0.875), -126, 119)
+    scale_exponent = np.where(largest > 0, scale_exponent, -126)
+    numbers = e4m3.decode(e4m3.encode(np.ldexp(rows, -scale_exponent)))
+    held = np.ldexp(numbers, scale_exponent)
+    return np.where(np.isfinite(largest), held, np.float32(np.nan)).astype(np.float32)
+
+
 def attention(
     q: Float32Array,
     keys: Float32Array,

@@ -18,7 +18,7 @@ from engines.cpu.model_runner import ModelRunner
 from engines.cpu.models.loader import load_decoder
 from engines.cpu.prefill_pacer import PrefillPacer
 from engines.cpu.speculation.speculator import Speculator
-from engines.errors import StartFailed
+from engines.errors import InvalidRequest, StartFailed
 from engines.grammar.notation import ALL_KINDS
 from engines.grammar.vocabulary import TOKENIZER_FILE
 from engines.host_memory import available_memory_bytes
@@ -62,7 +62,7 @@ def load_core(options: EngineOptions, tracker: LoadTracker | None = None) -> Eng
 
     model = load_decoder(checkpoint, linear_options, max_model_len, build)
     tracker.begin("allocating the KV cache")
-    shape = KvCacheShape.of(config, options.block_size, reference_numerics=reference)
+    shape = _cache_shape(options, config)
     num_blocks = _num_blocks(options, shape, max_model_len)
     cache = KvCache(shape, num_blocks)
     scheduler = Scheduler(
@@ -102,6 +102,18 @@ def load_core(options: EngineOptions, tracker: LoadTracker | None = None) -> Eng
     )
 
 
+def _cache_shape(options: EngineOptions, config: ModelConfig) -> KvCacheShape:
+    try:
+        return KvCacheShape.of(
+            config,
+            options.block_size,
+            reference_numerics=options.numerics == "reference",
+            kv_cache_dtype=options.kv_cache_dtype,
+        )
+    except InvalidRequest as error:
+        raise StartFailed(str(error)) from error
+
+
 def _engine_info(
     options: EngineOptions, checkpoint: Checkpoint, vocab_size: int, max_model_len: int, num_blocks: int
 ) -> EngineInfo:
@@ -118,6 +130,7 @@ def _engine_info(
             ("layout", checkpoint.layout.value),
             ("activations", options.activations),
             ("numerics", options.numerics),
+            ("kv_cache_dtype", options.kv_cache_dtype),
             ("speculation", options.speculation),
             ("isa", kernels.isa_name()),
             ("num_threads", str(kernels.num_threads())),

@@ -58,12 +58,14 @@ class SequenceModel:
         *,
         activations: str = "checkpoint",
         numerics: str = "fast",
+        kv_cache_dtype: str = "auto",
         build: LinearBuilder = build_linear,
     ) -> SequenceModel:
         """Repack the weights and set up a KV cache of `max_tokens` tokens.
 
-        `activations` and `numerics` as in `engines.base.EngineOptions`. Raises InvalidRequest for a value
-        that is neither or a length beyond the model's, MalformedCheckpoint for a missing input scale.
+        `activations`, `numerics` and `kv_cache_dtype` as in `engines.base.EngineOptions`. Raises
+        InvalidRequest for a value that is none of theirs or a length beyond the model's, MalformedCheckpoint
+        for a missing input scale.
         """
         _require_choice("activations", activations, ACTIVATIONS)
         _require_choice("numerics", numerics, NUMERICS)
@@ -76,7 +78,9 @@ class SequenceModel:
         reference = numerics == "reference"
         options = LinearOptions(activations == "checkpoint", reference)
         model = load_decoder(checkpoint, options, max_tokens, build)
-        shape = KvCacheShape.of(checkpoint.config, BLOCK_SIZE, reference_numerics=reference)
+        shape = KvCacheShape.of(
+            checkpoint.config, BLOCK_SIZE, reference_numerics=reference, kv_cache_dtype=kv_cache_dtype
+        )
         return cls(checkpoint.config, model, KvCache(shape, -(-max_tokens // BLOCK_SIZE)), max_tokens)
 
     @property

@@ -68,7 +68,7 @@ def prepare(options: EngineOptions) -> Prepared:
     gpu = _gpu(machine)
     num_gpus_per_node = gpus_per_node(options, len(machine.gpus), launch)
     runtime = load_runtime()
-    kv_cache_dtype = "auto" if manifest is None else manifest.options.kv_cache_dtype
+    kv_cache_dtype = options.kv_cache_dtype if manifest is None else manifest.options.kv_cache_dtype
     budget = kv_cache_budget(
         options, facts, gpu, max_model_len=limits.max_model_len, kv_cache_dtype=kv_cache_dtype
     )
@@ -158,6 +158,11 @@ def _within_the_build(options: EngineOptions, manifest: Manifest) -> EngineOptio
         raise StartFailed(
             f"tensor_parallel_size is {options.tensor_parallel_size}, but {options.checkpoint} was built for "
             f"{built.tensor_parallel}; leave the option out or build again"
+        )
+    if options.kv_cache_dtype not in ("auto", built.kv_cache_dtype):
+        raise StartFailed(
+            f"kv_cache_dtype is {options.kv_cache_dtype!r}, but {options.checkpoint} was built for "
+            f"{built.kv_cache_dtype!r}; leave the option out or build again with --kv-cache-dtype"
         )
     if manifest.path == "engine" and options.pipeline_parallel_size > 1:
         raise StartFailed(

@@ -42,19 +42,28 @@ inline nybble::ElementType element_type(const AnyReadable& array) {
   throw std::invalid_argument("expected float32, float16 or uint16 (bfloat16 bits) elements");
 }
 
+inline nybble::ElementType cache_element_type(const AnyReadable& array) {
+  if (array.dtype() == nb::dtype<std::uint8_t>()) return nybble::ElementType::kFloat8E4m3;
+  const nybble::ElementType type = element_type(array);
+  require(type != nybble::ElementType::kFloat16, "a KV cache is float32, uint16 (bfloat16 bits) or uint8 (E4M3)");
+  return type;
+}
+
 inline nybble::KvCache kv_cache(const AnyReadable& k, const AnyReadable& v) {
   require(k.ndim() == 4 && v.ndim() == 4, "k_cache and v_cache must have four dimensions");
   for (std::size_t i = 0; i < 4; ++i) require(k.shape(i) == v.shape(i), "k_cache and v_cache must have one shape");
-  const nybble::ElementType type = element_type(k);
-  require(type == element_type(v) && type != nybble::ElementType::kFloat16,
-          "k_cache and v_cache must both be float32 or both uint16 (bfloat16 bits)");
+  const nybble::ElementType type = cache_element_type(k);
+  require(type == cache_element_type(v), "k_cache and v_cache must have one type of element");
+  // E4M3: a byte more per row, for its scale.
+  const std::int64_t extra = type == nybble::ElementType::kFloat8E4m3 ? 1 : 0;
   for (std::size_t i = 1; i < 4; ++i) require(k.shape(i) > 0, "k_cache has an empty dimension");
+  require(static_cast<std::int64_t>(k.shape(3)) > extra, "k_cache has an empty dimension");
   return {const_cast<void*>(k.data()),
           const_cast<void*>(v.data()),
           rows(k),
           columns(k),
           depth(k),
-          static_cast<std::int64_t>(k.shape(3)),
+          static_cast<std::int64_t>(k.shape(3)) - extra,
           type};
 }
 

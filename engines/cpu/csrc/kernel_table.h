@@ -13,7 +13,7 @@ constexpr int kSuperblockColumns = 128;
 /// Blocks that are summed with each other before they join the output's sum; see isa/linear_w4a4.cpp.
 constexpr int summed_blocks(int group_size) { return group_size == 32 ? 4 : 2; }
 
-enum class ElementType : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+enum class ElementType : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2, kFloat8E4m3 = 3 };
 
 struct Fp4Panel {
   std::int64_t first_output;   // column of `out` that lane 0 writes
@@ -143,6 +143,8 @@ struct SiluMulArgs {
   std::int64_t num_columns;
 };
 
+/// kFloat8E4m3: a block's rows of a head are followed by a byte b a row: its codes stand for 2^(b - 127) times their
+/// value, b = 255 for NaN. The last dimension then is head_dim + 1.
 struct KvCache {
   void* k;  // [num_blocks, num_kv_heads, block_size, head_dim]
   void* v;
@@ -150,7 +152,7 @@ struct KvCache {
   std::int64_t num_kv_heads;
   std::int64_t block_size;
   std::int64_t head_dim;
-  ElementType element_type;  // float32 or bfloat16
+  ElementType element_type;  // float32, bfloat16 or E4M3
 };
 
 struct KvWriteArgs {

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from engines.base import EngineOptions, LoadProgress
+from engines.checkpoint.checkpoint import Checkpoint
 from engines.cpu.startup import load_core
 from engines.errors import CheckpointError, StartFailed
 from engines.load_tracker import LoadTracker
@@ -26,6 +27,8 @@ def checkpoint(tmp_path: Path) -> Path:
     [
         ({"activations": "int8"}, "checkpoint, bf16"),
         ({"numerics": "exact"}, "fast, reference"),
+        ({"kv_cache_dtype": "int8"}, "auto, bfloat16, fp8"),
+        ({"kv_cache_dtype": "fp8", "numerics": "reference"}, "for fast numerics.*--kv-cache-dtype"),
         ({"block_size": 0}, "at least 1"),
         ({"block_size": 512}, "at most 256"),
         ({"max_num_seqs": 0}, "at least 1"),
@@ -59,6 +62,12 @@ def test_the_kv_cache_takes_the_memory_it_is_given(checkpoint: Path) -> None:
     assert core.info.num_blocks == 20
     wide = load_core(EngineOptions(checkpoint, kv_cache_memory_bytes=40 * BLOCK_BYTES, numerics="reference"))
     assert wide.info.num_blocks == 20
+    narrow = load_core(
+        EngineOptions(checkpoint, kv_cache_memory_bytes=20 * BLOCK_BYTES, kv_cache_dtype="fp8")
+    )
+    head_dim = Checkpoint.open(checkpoint).config.head_dim
+    assert narrow.info.num_blocks == 20 * 2 * head_dim // (head_dim + 1)
+    assert dict(narrow.info.details)["kv_cache_dtype"] == "fp8"
 
 
 def test_left_to_itself_the_kv_cache_holds_all_slots_at_full_length(checkpoint: Path) -> None:

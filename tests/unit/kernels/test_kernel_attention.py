@@ -37,6 +37,8 @@ def fill_cache(
     v = rng.standard_normal((length, kv_heads, head_dim)).astype(np.float32)
     if dtype == "float32":
         caches = [np.full(shape, np.nan, np.float32) for _ in range(2)]
+    elif dtype == "fp8":
+        caches = [np.full((*shape[:3], head_dim + 1), 0xFF, np.uint8) for _ in range(2)]
     else:
         caches = [np.full(shape, 0x7FC0, np.uint16) for _ in range(2)]
     block_table = rng.permutation(num_blocks).astype(np.int32)
@@ -45,6 +47,8 @@ def fill_cache(
     kernels.kv_write(k, v, slots, caches[0], caches[1])
     if dtype == "bfloat16":
         k, v = (a.astype(ml_dtypes.bfloat16).astype(np.float32) for a in (k, v))
+    if dtype == "fp8":
+        k, v = reference.fp8_kv_rows(k), reference.fp8_kv_rows(v)
     return Cached(caches[0], caches[1], block_table, k, v)
 
 
@@ -65,7 +69,7 @@ def bits(values: Float32Array) -> NDArray[np.uint32]:
     return values.view(np.uint32)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8"])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 2), (6, 2), (8, 1)])
 @pytest.mark.parametrize("head_dim", [32, 40, 64, 80, 128])
 def test_matches_the_reference(
@@ -87,7 +91,7 @@ def test_sliding_window(isa: str, rng: np.random.Generator, block_size: int, win
     np.testing.assert_allclose(attend(cached, q, 0, window), want, rtol=0, atol=3e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8"])
 @pytest.mark.parametrize("window", [0, 19])
 @pytest.mark.parametrize("block_size", [4, 16, 24])
 def test_any_cut_into_steps_gives_the_same_bits(
@@ -166,19 +170,23 @@ def test_a_sequence_in_a_batch_has_the_bits_it_has_alone(
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8"])
 def test_of_two_rows_for_one_slot_the_later_one_stays(
     isa: str, rng: np.random.Generator, dtype: str, num_threads: int, restore_threads: None
 ) -> None:
     kernels.set_num_threads(num_threads)
     num_rows = 600  # enough work for several threads
     slots = rng.integers(0, 64, num_rows)
-    k = rng.integers(-100, 100, (num_rows, 4, 40)).astype(np.float32)  # whole numbers: exact in bfloat16
-    caches = [np.zeros((4, 4, 16, 40), np.float32 if dtype == "float32" else np.uint16) for _ in range(2)]
+    k = rng.integers(-8, 8, (num_rows, 4, 40)).astype(np.float32)  # whole numbers: exact in every cache
+    stored = {"float32": np.float32, "bfloat16": np.uint16, "fp8": np.uint8}[dtype]
+    caches = [np.zeros((4, 4, 16, 41 if dtype == "fp8" else 40), stored) for _ in range(2)]
     kernels.kv_write(k, -k, slots, caches[0], caches[1])
     last = {int(slot): row for row, slot in enumerate(slots)}
     for cache, sign in zip(caches, (1, -1), strict=True):
-        floats = cache if dtype == "float32" else cache.view(ml_dtypes.bfloat16).astype(np.float32)
+        if dtype == "fp8":
+            floats = read_fp8_rows(cache)
+        else:
+            floats = cache if dtype == "float32" else cache.view(ml_dtypes.bfloat16).astype(np.float32)
         for slot, row in last.items():
             np.testing.assert_array_equal(floats[slot // 16, :, slot % 16], sign * k[row])
 
@@ -205,6 +213,40 @@ def test_bfloat16_cache_rounds_to_nearest_even(isa: str) -> None:
     )
     caches[0][1, 0, 2] = 0
     assert not caches[0].any()
+
+
+def read_fp8_rows(cache: NDArray[np.uint8]) -> Float32Array:
+    """The numbers of an FP8 cache, [num_blocks, kv_heads, block_size, head_dim], by its documented layout."""
+    num_blocks, kv_heads, block_size, row_bytes = cache.shape
+    head = cache.reshape(num_blocks, kv_heads, block_size * row_bytes)
+    codes, scales = np.split(head, [block_size * (row_bytes - 1)], axis=2)
+    numbers = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    numbers = numbers.reshape(num_blocks, kv_heads, block_size, row_bytes - 1)
+    exponents = scales.astype(np.int32) - 127
+    return np.where(scales[..., None] == 255, np.float32(np.nan), np.ldexp(numbers, exponents[..., None]))
+
+
+def test_fp8_rows_are_e4m3_times_a_power_of_two_per_row(isa: str, rng: np.random.Generator) -> None:
+    """Every magnitude float32 has, subnormals and the largest included, and what has no magnitude."""
+    rows = rng.standard_normal((300, 2, 40)).astype(np.float32)
+    exponents = rng.integers(-140, 127, 300)
+    rows = np.ldexp(rows, exponents[:, None, None], dtype=np.float32)
+    rows[0], rows[1, 0], rows[1, 1] = 0.0, 448.0, 448.1
+    rows[2] = np.linspace(-3.4e38, 3.4e38, 40, dtype=np.float32)
+    rows[3, 0, 5], rows[4, 1, 6] = np.nan, -np.inf
+    caches = [np.full((20, 2, 16, 41), 7, np.uint8) for _ in range(2)]
+    slots = rng.permutation(320)[:300].astype(np.int64)
+    kernels.kv_write(rows, -rows, slots, caches[0], caches[1])
+    want = reference.fp8_kv_rows(rows)
+    for cache, sign in zip(caches, (1, -1), strict=True):
+        got = read_fp8_rows(cache)[slots // 16, :, slots % 16]
+        np.testing.assert_array_equal(got, sign * want)
+    assert np.isnan(want[3, 0]).all()
+    assert not np.isnan(want[3, 1]).any()
+    largest = np.abs(rows).max(axis=-1, keepdims=True)
+    is_ordinary = (largest > 1e-30) & (largest < 448 * 2.0**119)  # larger ones are cut off there
+    error = np.where(is_ordinary, np.abs(want - rows) / np.where(is_ordinary, largest, 1), 0)
+    assert error.max() < 2**-4
 
 
 def batch_arguments(rng: np.random.Generator) -> dict[str, Any]:

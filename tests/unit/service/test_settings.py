@@ -26,11 +26,19 @@ def test_the_environment_and_what_overrides_it(monkeypatch: pytest.MonkeyPatch) 
     assert settings.model_names == ("big", "org/big")
     assert settings.engine_options().kv_cache_memory_bytes == 4 * 2**30
     assert settings.checkpoint == Path("/models/a")
+    monkeypatch.setenv("NYBBLE_KV_CACHE_DTYPE", "fp8")
+    assert ServiceSettings().engine_options().kv_cache_dtype == "fp8"
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"port": -1}, {"numerics": "slow"}, {"max_num_seqs": 0}, {"drain_timeout_seconds": float("inf")}],
+    [
+        {"port": -1},
+        {"numerics": "slow"},
+        {"kv_cache_dtype": "int4"},
+        {"max_num_seqs": 0},
+        {"drain_timeout_seconds": float("inf")},
+    ],
 )
 def test_bad_values_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(fields))):

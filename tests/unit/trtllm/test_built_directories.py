@@ -121,12 +121,13 @@ async def test_a_prepared_checkpoint_keeps_the_options_of_its_build(
         (replace(GB10, tensorrt_llm_version="1.2.1"), {}, "1 GPU|split over 2 GPUs"),
         (replace(B200, tensorrt_llm_version="1.2.0"), {}, "built by TensorRT-LLM 1.2.1 and 1.2.0"),
         (MANIFEST.machine, {"tensor_parallel_size": 4}, "was built for 2"),
+        (MANIFEST.machine, {"kv_cache_dtype": "bfloat16"}, "was built for 'fp8'.*--kv-cache-dtype"),
         (MANIFEST.machine, {"max_model_len": 256}, "built for at most 128 tokens"),
     ],
 )
 async def test_a_foreign_engine_is_refused_with_the_reason(
     machine: Machine,
-    options: dict[str, int],
+    options: dict[str, int | str],
     match: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

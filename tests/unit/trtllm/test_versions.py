@@ -46,6 +46,13 @@ def checkpoint(golden: Path) -> Path:
     return golden / "mixtral-nvfp4-modelopt"
 
 
+async def test_the_kv_cache_takes_the_type_it_is_given(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started("1.2.1", checkpoint, monkeypatch, kv_cache_dtype="fp8") as (_, behaviour):
+        assert behaviour.llms[0].args.kv_cache_config.dtype == "fp8"
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_every_release_generates(
     version: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,15 +1,31 @@
 #pragma once
 // Tiles of keys and values as the products want them: float32, keys transposed.
 //
-// Packing one tile asks for the rows of the next one: blocks lie anywhere in memory, no hardware prefetcher follows.
+// Reading one tile asks for the next one, line by line in the order of its rows: blocks lie anywhere in memory, but in
+// that order the prefetcher of the processor follows inside a block.
 
 #include "kv_rows.h"
 
 namespace nybble::NYBBLE_ISA {
 
-static inline void fetch_ahead(const TileRows& ahead, int64_t row, int64_t byte) {
-  if (byte % 64 == 0) __builtin_prefetch(ahead.rows[row] + byte, 0, 2);
-}
+/// The rows to read after those in hand.
+class Ahead {
+ public:
+  Ahead(const TileRows& tile, int64_t row_bytes) : tile_(tile), row_bytes_(row_bytes) {}
+
+  /// To be called for every part of a row that is read, `byte` bytes from its begin: asks for one line a line.
+  void fetch(int64_t byte) {
+    if (byte % 64 != 0 || row_ >= kAttentionTileKeys) return;
+    __builtin_prefetch(tile_.rows[row_] + byte_, 0, 2);
+    for (byte_ += 64; byte_ >= row_bytes_; byte_ -= row_bytes_) ++row_;
+  }
+
+ private:
+  const TileRows& tile_;
+  int64_t row_bytes_;
+  int64_t row_ = 0;
+  int64_t byte_ = 0;
+};
 
 #if defined(NYBBLE_ISA_AVX512)
 
@@ -48,18 +64,18 @@ static inline void transpose(const F16 (&rows)[16], float* out) {
 }
 
 /// bfloat16 keys are transposed as pairs of dimensions: half the shuffles.
-static inline void pack_bfloat16_keys(const TileRows& tile, int64_t first_key, int64_t head_dim, int64_t stride,
-                                      const TileRows& ahead, float* out) {
+static inline void pack_bfloat16_keys(const TileRows& tile, int64_t first_key, int64_t head_dim, int64_t begin,
+                                      int64_t end, Ahead& ahead, float* out) {
   const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
-  for (int64_t d = 0; d < stride; d += 32) {
+  for (int64_t d = begin; d < end; d += 32) {
     const __mmask32 present = head_dim - d >= 32 ? 0xffffffffU : (1U << (head_dim - d)) - 1U;
     __m512i lanes[16];
     for (int j = 0; j < 16; ++j) {
       lanes[j] = _mm512_maskz_loadu_epi16(present, tile.rows[first_key + j] + 2 * d);
-      fetch_ahead(ahead, first_key + j, 2 * d);
+      ahead.fetch(2 * d);
     }
     transpose_lanes(lanes);
-    const int64_t num_pairs = min64(16, (stride - d) / 2);
+    const int64_t num_pairs = min64(16, (end - d) / 2);
     for (int i = 0; i < num_pairs; ++i) {
       float* pair = out + (d + 2 * i) * kAttentionTileKeys + first_key;
       _mm512_storeu_si512(pair, _mm512_slli_epi32(lanes[i], 16));
@@ -96,22 +112,22 @@ static inline void transpose(const F16 (&rows)[16], float* out) {
 
 #endif
 
-/// Keys of vectors [first_vector, last_vector) -> out [stride][kAttentionTileKeys].
+/// Dimensions [begin, end) of the keys of vectors [first_vector, last_vector) -> out [stride][kAttentionTileKeys].
 template <ElementType Type>
 static inline void pack_keys(const TileRows& tile, int64_t first_vector, int64_t last_vector, int64_t head_dim,
-                             int64_t stride, const TileRows& ahead, float* out) {
+                             int64_t begin, int64_t end, Ahead& ahead, float* out) {
   for (int64_t first_key = 16 * first_vector; first_key < 16 * last_vector; first_key += 16) {
 #if defined(NYBBLE_ISA_AVX512)
     if constexpr (Type == ElementType::kBfloat16) {
-      pack_bfloat16_keys(tile, first_key, head_dim, stride, ahead, out);
+      pack_bfloat16_keys(tile, first_key, head_dim, begin, end, ahead, out);
       continue;
     }
 #endif
-    for (int64_t d = 0; d < stride; d += 16) {
+    for (int64_t d = begin; d < end; d += 16) {
       F16 rows[16];
       for (int j = 0; j < 16; ++j) {
-        rows[j] = load_elements<Type>(tile.rows[first_key + j], d, head_dim);
-        fetch_ahead(ahead, first_key + j, d * element_bytes(Type));
+        rows[j] = load_elements<Type>(tile, first_key + j, d, head_dim);
+        ahead.fetch(d * element_bytes(Type));
       }
       transpose(rows, out + d * kAttentionTileKeys + first_key);
     }
@@ -121,11 +137,11 @@ static inline void pack_keys(const TileRows& tile, int64_t first_vector, int64_t
 /// Values of positions [begin, end) -> out [kAttentionTileKeys][stride].
 template <ElementType Type>
 static inline void pack_values(const TileRows& tile, int64_t begin, int64_t end, int64_t head_dim, int64_t stride,
-                               const TileRows& ahead, float* out) {
+                               Ahead& ahead, float* out) {
   for (int64_t j = begin; j < end; ++j) {
     for (int64_t d = 0; d < stride; d += 16) {
-      store(out + j * stride + d, load_elements<Type>(tile.rows[j], d, head_dim));
-      fetch_ahead(ahead, j, d * element_bytes(Type));
+      store(out + j * stride + d, load_elements<Type>(tile, j, d, head_dim));
+      ahead.fetch(d * element_bytes(Type));
     }
   }
 }

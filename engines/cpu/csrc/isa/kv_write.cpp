@@ -13,12 +13,50 @@ void write_bfloat16(const float* values, int64_t count, std::uint16_t* target) {
   for (; i < count; ++i) target[i] = float_to_bfloat16(values[i]);
 }
 
+/// Scale byte of a row whose largest magnitude has these bits: the least power of two that brings it to 448 or less.
+int e4m3_scale(std::uint32_t largest) {
+  if (largest >= 0x7f800000U) return kNanScale;
+  const int exponent = static_cast<int>(largest >> 23) - 127;
+  const int wanted = exponent - 8 + ((largest & 0x7fffffU) > 0x600000U ? 1 : 0);
+  return 127 + (wanted < -126 ? -126 : wanted > 119 ? 119 : wanted);
+}
+
+/// The nearest E4M3 number to `value` times `inverse`, ties to even, at most 448.
+std::uint8_t e4m3_code(float value, float inverse) {
+  const std::uint32_t sign = float_to_bits(value) >> 31;
+  const float product = bits_to_float(float_to_bits(value) & 0x7fffffffU) * inverse;
+  const float magnitude = product < 448.0F ? product : 448.0F;
+  const std::uint32_t bits = float_to_bits(magnitude);
+  const std::uint32_t normal = ((bits + 0x7ffffU + (bits >> 20 & 1U)) >> 20) - (120U << 3);
+  const std::uint32_t subnormal = float_to_bits(magnitude + 16384.0F) - float_to_bits(16384.0F);  // units of 2^-9
+  return static_cast<std::uint8_t>((magnitude < 0x1p-6F ? subnormal : normal) | sign << 7);
+}
+
+void write_e4m3(const float* values, int64_t count, std::uint8_t* target, std::uint8_t* scale) {
+  std::uint32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const std::uint32_t magnitude = float_to_bits(values[i]) & 0x7fffffffU;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const int wanted = e4m3_scale(largest);
+  *scale = static_cast<std::uint8_t>(wanted);
+  if (wanted == kNanScale) {
+    std::memset(target, 0, static_cast<std::size_t>(count));
+    return;
+  }
+  const float inverse = bits_to_float(static_cast<std::uint32_t>(254 - wanted) << 23);
+  for (int64_t i = 0; i < count; ++i) target[i] = e4m3_code(values[i], inverse);
+}
+
 void write_row(const float* values, const KvCache& cache, void* base, int64_t slot, int64_t kv_head) {
   const int64_t in_block = slot % cache.block_size;
   auto* rows = static_cast<std::uint8_t*>(base) + head_block_offset(cache, slot / cache.block_size, kv_head);
   void* row = rows + in_block * cache.head_dim * element_bytes(cache.element_type);
   if (cache.element_type == ElementType::kFloat32) {
     std::memcpy(row, values, static_cast<std::size_t>(cache.head_dim) * sizeof(float));
+  } else if (cache.element_type == ElementType::kFloat8E4m3) {
+    write_e4m3(values, cache.head_dim, static_cast<std::uint8_t*>(row),
+               rows + cache.block_size * cache.head_dim + in_block);
   } else {
     write_bfloat16(values, cache.head_dim, static_cast<std::uint16_t*>(row));
   }

@@ -52,6 +52,11 @@ static inline float bfloat16_to_float(std::uint16_t bits) {
   return bits_to_float(static_cast<std::uint32_t>(bits) << 16);
 }
 
+/// Bits of a float16 that is 2^-8 times the E4M3 number `code`; NaN codes are read as 480.
+static inline std::uint16_t e4m3_to_small_float16(std::uint8_t code) {
+  return static_cast<std::uint16_t>((code & 0x80U) << 8 | (code & 0x7fU) << 7);
+}
+
 static inline float float16_to_float(std::uint16_t half) {
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000U) << 16;
   const std::uint32_t magnitude = half & 0x7fffU;
@@ -91,6 +96,12 @@ static inline F16 load_bfloat16(const std::uint16_t* p) {
 }
 static inline F16 load_float16(const std::uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+/// 2^-8 times E4M3 numbers; NaN codes are read as 480.
+static inline F16 load_small_e4m3(const std::uint8_t* p) {
+  const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i kept = _mm256_set1_epi16(static_cast<short>(0xbfff));  // of the copies of the sign, the first
+  return {_mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(wide, 7), kept))};
 }
 /// Lanes rounded to bfloat16 (nearest even); NaN lanes stay NaN because the callers' NaNs have a quiet bit.
 static inline F16 round_bfloat16(F16 a) {
@@ -235,6 +246,13 @@ static inline F16 round_bfloat16(const F16& a) {
 #endif
 
 #if !defined(NYBBLE_ISA_AVX512)
+/// 2^-8 times E4M3 numbers; NaN codes are read as 480.
+static inline F16 load_small_e4m3(const std::uint8_t* p) {
+  std::uint16_t halves[16];
+  for (int i = 0; i < 16; ++i) halves[i] = e4m3_to_small_float16(p[i]);
+  return load_float16(halves);
+}
+
 /// Rounds to nearest even; NaN stays NaN.
 static inline void store_bfloat16(std::uint16_t* p, const F16& a) {
   alignas(64) float lane[16];

@@ -320,6 +320,30 @@ void test_attention(Index head_dim, Index block_size, Index window) {
   check(same_bits(whole, single), name + ", decode against prefill");
 }
 
+// Keys and values that E4M3 holds exactly, in caches of exactly the bytes they need: the scales come after the rows.
+void test_fp8_cache(Index head_dim, Index block_size) {
+  Sequence sequence(45, 6, 2, head_dim, block_size);
+  for (Floats* rows : {&sequence.k, &sequence.v}) {
+    for (float& value : *rows) value = std::round(2.0F * value) / 2.0F;
+  }
+  const Index num_blocks = static_cast<Index>(sequence.table.size());
+  std::vector<std::uint8_t> keys(static_cast<std::size_t>(num_blocks * 2 * block_size * (head_dim + 1)), 0xff);
+  std::vector<std::uint8_t> values = keys;
+  const nybble::KvCache cache{
+      keys.data(), values.data(), num_blocks, 2, block_size, head_dim, nybble::ElementType::kFloat8E4m3};
+  std::vector<std::int64_t> slots;
+  for (Index i = 0; i < 45; ++i) {
+    slots.push_back(sequence.table[static_cast<std::size_t>(i / block_size)] * block_size + i % block_size);
+  }
+  nybble::kv_write({cache, sequence.k.data(), sequence.v.data(), slots.data()}, 45);
+  Floats out(sequence.q.size());
+  const std::int32_t starts[] = {0, 45};
+  const std::int32_t context = 45;
+  nybble::paged_attention({cache, sequence.q.data(), out.data(), 6, 0.2F, 0},
+                          {45, 1, num_blocks, sequence.table.data(), starts, &context});
+  check(close(out, sequence.reference(0), 1e-5), "paged_attention over E4M3, head_dim " + std::to_string(head_dim));
+}
+
 // More than one partition, alone on the threads and many at once.
 void test_partitions(Index window) {
   Sequence sequence(1030, 2, 1, 16, 16);
@@ -370,6 +394,7 @@ void test_everything() {
   for (const Index head_dim : {32, 40, 80, 128}) {
     for (const Index block_size : {1, 16, 24}) {
       for (const Index window : {0, 7}) test_attention(head_dim, block_size, window);
+      test_fp8_cache(head_dim, block_size);
     }
   }
   for (const Index window : {0, 530}) test_partitions(window);
