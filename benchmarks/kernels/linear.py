@@ -4,6 +4,7 @@
 
 Weights rotate through copies larger than any cache, as in a model. Every case is timed call by call, the
 cases taking turns, and the best call counts: on a shared machine a neighbour can only slow a call down.
+The last column is the share of the AMX bfloat16 peak where there is one, else of int8 dot products.
 `--clock cpu` divides the process's CPU time by the number of threads instead of taking wall time: on a busy
 machine it leaves out the time in which somebody else ran (not what that somebody did to caches and memory).
 """
@@ -78,8 +79,10 @@ def quantized(
 
 
 def report(cases: list[Case], best: list[float], limits: MachineLimits) -> None:
-    print(f"{'case':12} {'rows':>5} {'ms':>9} {'GB/s':>7} {'of read':>8} {'GFLOP/s':>8} {'of int8':>8}")
-    peak = limits.int8_dot_operations_per_second or limits.float32_fma_operations_per_second
+    tiles = limits.amx_bfloat16_operations_per_second
+    unit = "of tiles" if tiles else "of int8"
+    print(f"{'case':12} {'rows':>5} {'ms':>9} {'GB/s':>7} {'of read':>8} {'GFLOP/s':>8} {unit:>8}")
+    peak = tiles or limits.int8_dot_operations_per_second or limits.float32_fma_operations_per_second
     for case, seconds in zip(cases, best, strict=True):
         read = case.num_bytes / seconds
         rate = case.num_operations / seconds
@@ -109,7 +112,8 @@ def main() -> None:
     print(
         f"{limits.isa}, {limits.num_threads} threads: read {limits.read_bytes_per_second / 1e9:.1f} GB/s, "
         f"FP32 FMA {limits.float32_fma_operations_per_second / 1e9:.0f} GFLOP/s, "
-        f"int8 dot {(limits.int8_dot_operations_per_second or 0) / 1e9:.0f} GOP/s"
+        f"int8 dot {(limits.int8_dot_operations_per_second or 0) / 1e9:.0f} GOP/s, "
+        f"AMX bfloat16 {(limits.amx_bfloat16_operations_per_second or 0) / 1e9:.0f} GFLOP/s"
     )
     cases = []
     num_copies = arguments.copies or 1 + _COLD_BYTES * 2 // (arguments.outputs * arguments.columns)
