@@ -388,7 +388,7 @@ void test_everything() {
   for (const auto& shape : shapes) {
     for (const int spread : {0, 3, 5}) test_shared_exponents(shape[0], shape[1], shape[2], spread);
   }
-  test_fp4_linear(40, 17, 10768, 16);  // several chunks of columns on bfloat16 tiles
+  test_fp4_linear(40, 49, 10768, 16);  // bfloat16 tiles: two chunks of columns, two pairs of panels
   test_half_types();
   test_quantize_ties();
   for (const Index columns : {1, 8, 21, 150}) test_rowwise(5, columns);
