@@ -20,6 +20,7 @@ from engines.bench.plot import save_plot, show_bars
 from engines.bench.record import BenchmarkRecord, document_text
 from engines.bench.report import benchmark_json, show
 from engines.bench.run import BenchmarkResult, run_benchmark
+from engines.errors import InvalidRequest
 
 
 def register(app: typer.Typer) -> None:
@@ -75,6 +76,8 @@ def bench(
         num_threads=num_threads,
         max_model_len=None,
     )
+    if not peers and (peer or peer_python):
+        raise InvalidRequest("--peer and --peer-python choose among the systems of --peers, which is missing")
     choice = Choice(peer_models, checked_families(peer or []), parsed_pythons(peer_python or []))
     record = BenchmarkRecord("nybble", sys.argv[1:])
     progress = Console(stderr=True)

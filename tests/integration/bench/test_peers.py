@@ -49,6 +49,12 @@ def test_an_unknown_peer_is_refused_before_anything_is_measured(tmp_path: Path) 
     assert "there is no peer 'ollama'" in str(result.exception)
 
 
+def test_a_choice_of_peers_without_peers_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["bench", str(tmp_path), "--peer", "vllm"])
+    assert isinstance(result.exception, InvalidRequest)
+    assert "--peers, which is missing" in str(result.exception)
+
+
 def test_the_record_of_a_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models, output = tmp_path / "models", tmp_path / "record.json"
     arguments = ["tiny", "--format", "nvfp4", "--models", str(models), "--peer", "transformers", *SHORT]
