@@ -76,28 +76,32 @@ def bench(
         num_threads=num_threads,
         max_model_len=None,
     )
-    if not peers and (peer or peer_python):
-        raise InvalidRequest("--peer and --peer-python choose among the systems of --peers, which is missing")
-    choice = Choice(peer_models, checked_families(peer or []), parsed_pythons(peer_python or []))
+    choice = _choice(peers, peer or [], peer_python or [], peer_models)
     record = BenchmarkRecord("nybble", sys.argv[1:])
     progress = Console(stderr=True)
     with progress.status("starting") as status:
         result = run_benchmark(
             options, workload, with_kernels=kernels, over_http=http, on_progress=status.update
         )
-        compared = (
-            compare_with_peers(
+        compared = None
+        if choice is not None:
+            compared = compare_with_peers(
                 [directory], choice, workload, num_threads=num_threads, on_progress=status.update
             )
-            if peers
-            else None
-        )
     if plot is not None and result.http:
         save_plot(result.http, f"{directory.resolve().name} on {result.machine_title}", plot)
     if as_json:
         typer.echo(document_text(record.document(_figures(result, compared, workload))))
     else:
         _show(result, compared, Console(highlight=False))
+
+
+def _choice(peers: bool, names: list[str], pythons: list[str], models: Path) -> Choice | None:
+    if peers:
+        return Choice(models, checked_families(names), parsed_pythons(pythons))
+    if names or pythons:
+        raise InvalidRequest("--peer and --peer-python choose among the systems of --peers, which is missing")
+    return None
 
 
 def _figures(
