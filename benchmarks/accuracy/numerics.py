@@ -126,10 +126,13 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seeds", type=int, default=len(_SEEDS), choices=range(1, len(_SEEDS) + 1))
+    parser.add_argument("--models", nargs="+", default=_MODELS, choices=_MODELS)
     record.add_output_option(parser)
     options = parser.parse_args()
     begun = record.begin("benchmarks.accuracy.numerics")
-    rows = [measure(name, w4a4=w4a4, num_seeds=options.seeds) for name in _MODELS for w4a4 in (True, False)]
+    rows = [
+        measure(name, w4a4=w4a4, num_seeds=options.seeds) for name in options.models for w4a4 in (True, False)
+    ]
     record.publish(begun.document({"bound": BOUND, "rows": rows}), options.output)
 
 
