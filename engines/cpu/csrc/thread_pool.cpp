@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <mutex>
@@ -31,6 +32,42 @@ inline void cpu_relax() {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
+}
+
+std::string read_line(const std::string& path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+/// One processor of each physical core that this process may run on.
+std::vector<int> physical_cores() {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return {};
+  std::set<std::string> seen;
+  std::vector<int> processors;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed)) continue;
+    const std::string topology = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
+    const std::string siblings = read_line(topology + "thread_siblings_list");
+    if (seen.insert(siblings.empty() ? std::to_string(cpu) : siblings).second) processors.push_back(cpu);
+  }
+  return processors;
+}
+
+/// Ties the calling worker to the core of its number, where NYBBLE_PIN_THREADS=1 asks for it and there are cores
+/// enough.
+void pin_worker(int index, int num_threads) {
+  const char* wanted = std::getenv("NYBBLE_PIN_THREADS");
+  if (wanted == nullptr || std::string(wanted) != "1") return;
+  const std::vector<int> processors = physical_cores();
+  if (static_cast<std::size_t>(num_threads) > processors.size()) return;
+  cpu_set_t target;
+  CPU_ZERO(&target);
+  CPU_SET(processors[static_cast<std::size_t>(index)], &target);
+  (void)pthread_setaffinity_np(pthread_self(), sizeof(target), &target);  // advice only
 }
 
 /// Waits a while for `done` without giving up the processor.
@@ -106,6 +143,7 @@ class ThreadPool {
   }
 
   void work(int index) {
+    pin_worker(index, static_cast<int>(shares_.size()));
     std::uint32_t seen = 0;
     for (;;) {
       if (!spin_until([&] { return generation_.load(std::memory_order_acquire) != seen; })) {
@@ -150,29 +188,11 @@ PoolState& state() {
   return *g_state;
 }
 
-std::string read_line(const std::string& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
-
 }  // namespace
 
 int num_physical_cores() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) {
-    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  }
-  std::set<std::string> cores;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &allowed)) continue;
-    const std::string topology = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
-    const std::string siblings = read_line(topology + "thread_siblings_list");
-    cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
-  }
-  return std::max<int>(1, static_cast<int>(cores.size()));
+  const std::size_t count = physical_cores().size();
+  return count > 0 ? static_cast<int>(count) : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
 int num_threads() {
