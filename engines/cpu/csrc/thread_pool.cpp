@@ -61,9 +61,9 @@ std::vector<int> physical_cores() {
 /// enough.
 void pin_worker(int index, int num_threads) {
   const char* wanted = std::getenv("NYBBLE_PIN_THREADS");
-  if (wanted == nullptr || std::string(wanted) != "1") return;
+  if (wanted != nullptr && std::string(wanted) == "0") return;
   const std::vector<int> processors = physical_cores();
-  if (static_cast<std::size_t>(num_threads) > processors.size()) return;
+  if (static_cast<std::size_t>(num_threads) != processors.size()) return;
   cpu_set_t target;
   CPU_ZERO(&target);
   CPU_SET(processors[static_cast<std::size_t>(index)], &target);
