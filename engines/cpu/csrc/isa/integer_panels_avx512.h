@@ -95,15 +95,18 @@ NYBBLE_INLINE void multiply(const Unpacked<Panels>& weights, const std::int8_t* 
       acc[0][Parts - 1][r][p] = _mm512_set1_epi32(biases[r]);
     }
   }
-  for (int v = begin; v < end; v += kSplit) {
-    NYBBLE_UNROLL for (int s = 0; s < kSplit; ++s) {
+  // Small tiles run through the loop so fast that its end, mispredicted, counts; larger ones have no registers to
+  // spare.
+  constexpr int kStep = Rows * Panels * Parts <= 16 ? 4 : kSplit;
+  for (int v = begin; v < end; v += kStep) {
+    NYBBLE_UNROLL for (int s = 0; s < kStep; ++s) {
       __builtin_prefetch(ahead.panels[(v + s) % 2] + (v + s) / 2 * 64, 0, 2);
       __m512i w[Panels];
       NYBBLE_UNROLL for (int p = 0; p < Panels; ++p) w[p] = _mm512_load_si512(weights.codes[v + s][p]);
       NYBBLE_UNROLL for (int r = 0; r < Rows; ++r) {
         NYBBLE_UNROLL for (int part = 0; part < Parts; ++part) {
           const __m512i x = four_columns(codes[r] + part * kSuperblockColumns + (v + s) * 4);
-          NYBBLE_UNROLL for (int p = 0; p < Panels; ++p) dot_product(acc[s][part][r][p], w[p], x);
+          NYBBLE_UNROLL for (int p = 0; p < Panels; ++p) dot_product(acc[s % kSplit][part][r][p], w[p], x);
         }
       }
     }
