@@ -12,6 +12,7 @@ machine it leaves out the time in which somebody else ran (not what that somebod
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 
 import numpy as np
@@ -40,27 +41,38 @@ def random_weights(
     return [kernels.Fp4Weight([shard], group_size) for _ in range(num_copies)]
 
 
+class Rotation:
+    """Copies of a weight, in turns for all cases: what the last call read must not be read again."""
+
+    def __init__(self, copies: list[kernels.Fp4Weight]) -> None:
+        self.copies = copies
+        self._turns = itertools.cycle(copies)
+
+    def next(self) -> kernels.Fp4Weight:
+        """The copy whose turn it is."""
+        return next(self._turns)
+
+
 def linear_case(
-    layout: str, activations: str, num_rows: int, weights: list[kernels.Fp4Weight], rng: np.random.Generator
+    layout: str,
+    activations: str,
+    num_rows: int,
+    weights: Rotation,
+    rng: np.random.Generator,
 ) -> Case:
     """`activations` is "fp4" (W4A4, quantizing included) or "bf16" (W4A16)."""
-    first = weights[0]
+    first = weights.copies[0]
     x = rng.standard_normal((num_rows, first.num_columns)).astype(np.float32)
     out = np.empty((num_rows, first.num_rows), np.float32)
-    turn = iter(range(1 << 62))
-
-    def weight() -> kernels.Fp4Weight:
-        return weights[next(turn) % len(weights)]
-
     if activations == "bf16":
 
         def call() -> None:
-            kernels.fp4_linear_w4a16(x, weight(), out)
+            kernels.fp4_linear_w4a16(x, weights.next(), out)
     else:
         codes, scales = quantized(layout, x, first.group_size)
 
         def call() -> None:
-            kernels.fp4_linear_w4a4(codes, scales, weight(), out)
+            kernels.fp4_linear_w4a4(codes, scales, weights.next(), out)
 
     operations = 2 * num_rows * first.num_rows * first.num_columns
     return Case(f"{layout} {activations}", num_rows, first.num_bytes, operations, call)
@@ -118,7 +130,8 @@ def main() -> None:
     cases = []
     num_copies = arguments.copies or 1 + _COLD_BYTES * 2 // (arguments.outputs * arguments.columns)
     for layout in arguments.layouts.split(","):
-        weights = random_weights(layout, arguments.outputs, arguments.columns, num_copies, rng)
+        copies = random_weights(layout, arguments.outputs, arguments.columns, num_copies, rng)
+        weights = Rotation(copies)
         for activations in arguments.activations.split(","):
             for num_rows in map(int, arguments.rows.split(",")):
                 cases.append(linear_case(layout, activations, num_rows, weights, rng))

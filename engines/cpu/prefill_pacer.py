@@ -7,7 +7,7 @@ they depend on the processor, the model and the contexts.
 from __future__ import annotations
 
 _MEMORY = 0.8  # of the running means
-SMALLEST_CHUNK = 16  # a prompt gets on even where decoding is that quick
+SMALLEST_CHUNK = 8  # a prompt gets on even where decoding is that quick
 
 
 class PrefillPacer:
