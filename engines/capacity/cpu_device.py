@@ -11,6 +11,7 @@ import numpy as np
 from engines.capacity.devices import Device
 from engines.cpu import kernels
 from engines.cpu.machine_limits import measure_read_bandwidth
+from engines.fp4 import mxfp4
 from engines.host_memory import available_memory_bytes
 
 # Rules of thumb: a core streams about 10 GB/s, and two memory channels end near 40.
@@ -90,8 +91,7 @@ def _fp4_product() -> Callable[[], None]:
     random = np.random.default_rng(0)
     packed = random.integers(0, 256, (_GEMM_ROWS, _GEMM_COLUMNS // 2), np.uint8)
     scales = np.full((_GEMM_ROWS, _GEMM_COLUMNS // 32), 127, np.uint8)
-    table = np.ones(256, np.float32)
-    weight = kernels.Fp4Weight([kernels.Fp4Shard(packed, scales, table)], 32)
+    weight = kernels.Fp4Weight([kernels.Fp4Shard(packed, scales, mxfp4.scale_table())], 32)
     codes = random.integers(-12, 13, (_GEMM_TOKENS, _GEMM_COLUMNS)).astype(np.int8)
     factors = np.ones((_GEMM_TOKENS, _GEMM_COLUMNS // 32), np.float32)
     out = np.empty((_GEMM_TOKENS, _GEMM_ROWS), np.float32)
