@@ -59,15 +59,10 @@ def measure_linear_layers(
     on_progress("linear layers, loading")
     products = list(load_products(checkpoint, options))
     on_progress("linear layers")
-    measured = [(product, num_rows) for num_rows in row_counts for product in products]
-    workspace = Workspace()
-    # One rotation for all row counts: what the last call read must not be read again.
-    rotations = {product.name: cycle(product.linears) for product in products}
-    cases = [_case(product, rotations[product.name], num_rows, workspace) for product, num_rows in measured]
-    best = best_seconds(cases, seconds_per_case)
+    cases = _cases(products, row_counts)
+    best = best_seconds([case for _, case in cases], seconds_per_case)
     return tuple(
-        _phase(product, case, seconds, machine)
-        for (product, _), case, seconds in zip(measured, cases, best, strict=True)
+        _phase(product, case, seconds, machine) for (product, case), seconds in zip(cases, best, strict=True)
     )
 
 
@@ -108,6 +103,20 @@ def _layer_modules(checkpoint: Checkpoint, layer: int) -> Iterator[tuple[str, Se
     for expert in range(checkpoint.config.num_experts):
         yield "expert gate and up", [checkpoint.expert(layer, expert, part) for part in ("gate", "up")]
         yield "expert down", [checkpoint.expert(layer, expert, "down")]
+
+
+def _cases(products: Sequence[Product], row_counts: Sequence[int]) -> list[tuple[Product, Case]]:
+    """All products with the first row count, then with the next, from one rotation of their copies.
+
+    What the last call read must not be read again.
+    """
+    workspace = Workspace()
+    rotations = {product.name: cycle(product.linears) for product in products}
+    return [
+        (product, _case(product, rotations[product.name], num_rows, workspace))
+        for num_rows in row_counts
+        for product in products
+    ]
 
 
 def _case(product: Product, rotation: Iterator[Linear], num_rows: int, workspace: Workspace) -> Case:

@@ -100,7 +100,7 @@ def test_cases_take_turns_until_each_has_had_its_time() -> None:
     assert calls == ["long", "short"] * 3 + ["short"] * 2
 
 
-def test_every_call_uses_the_next_copy() -> None:
+def test_every_call_uses_the_next_copy_whatever_its_rows() -> None:
     seen: list[int] = []
 
     class Copy:
@@ -112,9 +112,11 @@ def test_every_call_uses_the_next_copy() -> None:
         def __call__(self, x: np.ndarray, out: np.ndarray, workspace: object) -> None:
             seen.append(self.index)
 
-    product = Product("down", (Copy(0), Copy(1)), 2, 8, True)
-    case = linear_layers._case(product, 3, linear_layers.Workspace())
-    for _ in range(3):
-        case.call()
-    assert seen == [0, 1, 0]
-    assert (case.num_bytes, case.num_operations) == (8, 2 * 3 * 4 * 2)
+    product = Product("down", (Copy(0), Copy(1), Copy(2)), 2, 8, True)
+    (_, few), (_, many) = linear_layers._cases([product], [3, 5])
+    for _ in range(2):
+        few.call()
+        many.call()
+    assert seen == [0, 1, 2, 0]
+    assert (few.num_bytes, few.num_operations) == (8, 2 * 3 * 4 * 2)
+    assert many.num_operations == 2 * 5 * 4 * 2
