@@ -7,11 +7,11 @@
 #include <utility>
 #include <vector>
 
-#include "aligned_buffer.h"
 #include "attention_layout.h"
 #include "index_checks.h"
 #include "isa.h"
 #include "ops.h"
+#include "scratch.h"
 #include "thread_pool.h"
 
 namespace nybble {
@@ -93,16 +93,10 @@ std::int64_t unit_cost(const AttentionArgs& args, const AttentionUnit& unit) {
          (args.sliding_window > 0 ? std::min(positions, args.sliding_window + unit.num_rows) : positions);
 }
 
-float* grown(AlignedBuffer& buffer, std::int64_t num_floats) {
-  const std::size_t num_bytes = static_cast<std::size_t>(num_floats) * sizeof(float);
-  if (buffer.num_bytes() < num_bytes) buffer = AlignedBuffer(num_bytes);
-  return reinterpret_cast<float*>(buffer.data());
-}
-
 /// A thread's scratch and state for one unit, kept between calls.
 float* thread_workspace(std::int64_t num_floats) {
-  thread_local AlignedBuffer buffer;
-  return grown(buffer, num_floats);
+  thread_local Scratch memory;
+  return memory.take<float>(num_floats);
 }
 
 /// One attention call's units, spread over the threads.
@@ -175,8 +169,8 @@ class AttentionRun {
   void run_parts() {
     const KernelTable& table = kernels();
     const std::int64_t num_parts = static_cast<std::int64_t>(parts_.size());
-    thread_local AlignedBuffer buffer;
-    float* states = grown(buffer, num_parts * state_floats_);
+    thread_local Scratch memory;
+    float* states = memory.take<float>(num_parts * state_floats_);
     std::vector<std::atomic<std::int64_t>> num_done(parts_.size());
     parallel_for(num_parts, cost_ / static_cast<double>(num_parts), [&](std::int64_t begin, std::int64_t end) {
       float* scratch = thread_workspace(scratch_floats_ + state_floats_);

@@ -7,6 +7,7 @@
 
 #include <stdexcept>
 
+#include "index_checks.h"
 #include "kernel_table.h"
 
 namespace nb = nanobind;
@@ -29,9 +30,7 @@ inline std::int64_t rows(const auto& array) { return static_cast<std::int64_t>(a
 inline std::int64_t columns(const auto& array) { return static_cast<std::int64_t>(array.shape(1)); }
 inline std::int64_t depth(const auto& array) { return static_cast<std::int64_t>(array.shape(2)); }
 
-inline void require(bool holds, const char* message) {
-  if (!holds) throw std::invalid_argument(message);
-}
+using nybble::require;
 
 inline nybble::ElementType element_type(const AnyReadable& array) {
   if (array.dtype() == nb::dtype<float>()) return nybble::ElementType::kFloat32;

@@ -2,21 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 
 #include "index_checks.h"
 #include "isa.h"
 #include "thread_pool.h"
 
 namespace nybble {
-
-namespace {
-
-void require(bool holds, const char* message) {
-  if (!holds) throw std::invalid_argument(message);
-}
-
-}  // namespace
 
 void DecoderPass::add_layer(const PassLayer& layer) {
   const std::int64_t hidden = shape_.hidden_size;

@@ -3,7 +3,6 @@
 // on the rows that a thread still has in its cache. engines/cpu/models is what it computes, operation by operation.
 
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 #include "linear_layer.h"

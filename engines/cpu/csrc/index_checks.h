@@ -7,6 +7,11 @@
 
 namespace nybble {
 
+/// Throws std::invalid_argument with `message` unless the condition holds.
+inline void require(bool holds, const char* message) {
+  if (!holds) throw std::invalid_argument(message);
+}
+
 /// Throws std::invalid_argument that names the first value outside [0, limit).
 template <typename Index>
 void check_indices(const char* name, const Index* values, std::int64_t count, std::int64_t limit) {

@@ -5,7 +5,7 @@
 #include <functional>
 #include <vector>
 
-#include "aligned_buffer.h"
+#include "scratch.h"
 #include "weights.h"
 
 namespace nybble {
@@ -17,20 +17,6 @@ struct InputQuantizer {
   InputFormat format;
   float input_scale;  // NVFP4 only
   bool modelopt;      // NVFP4 only
-};
-
-/// Memory that only grows, kept between passes.
-class Scratch {
- public:
-  template <typename Element>
-  Element* take(std::int64_t count) {
-    const std::size_t num_bytes = static_cast<std::size_t>(count) * sizeof(Element);
-    if (buffer_.num_bytes() < num_bytes) buffer_ = AlignedBuffer(num_bytes);
-    return reinterpret_cast<Element*>(buffer_.data());
-  }
-
- private:
-  AlignedBuffer buffer_;
 };
 
 /// Shared by the layers of a model: they run one after the other.

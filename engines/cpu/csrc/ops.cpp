@@ -8,6 +8,7 @@
 
 #include "index_checks.h"
 #include "isa.h"
+#include "scratch.h"
 #include "thread_pool.h"
 
 namespace nybble {
@@ -40,8 +41,7 @@ class IntegerWorkspace {
                                   num_rows * 4};
     std::size_t total = 0;
     for (const std::int64_t size : sizes) total += padded(size);
-    if (buffer_.num_bytes() < total) buffer_ = AlignedBuffer(total);
-    std::uint8_t* next = buffer_.data();
+    auto* next = memory_.take<std::uint8_t>(static_cast<std::int64_t>(total));
     auto take = [&, i = 0](auto*& target) mutable {
       target = reinterpret_cast<std::remove_reference_t<decltype(target)>>(next);
       next += padded(sizes[i++]);
@@ -65,7 +65,7 @@ class IntegerWorkspace {
  private:
   static std::size_t padded(std::int64_t num_bytes) { return (static_cast<std::size_t>(num_bytes) + 63) / 64 * 64; }
 
-  AlignedBuffer buffer_;
+  Scratch memory_;
   std::int64_t num_slots_ = 0;
 };
 

@@ -8,17 +8,17 @@ import numpy as np
 import openvino
 import openvino_genai
 
-from engines.bench.peers.workers.worker_loop import WorkerOptions, installed_versions, random_prompts
-from engines.bench.steady_rate import steady_rate
+from engines.bench.peers.workers.whole_requests import WholeRequests
+from engines.bench.peers.workers.worker_loop import WorkerOptions, installed_versions
 
 _CACHE_GIGABYTES = 1
 
 
-class OpenVino:
+class OpenVino(WholeRequests):
     """An IR with compressed weights; threads are the plug-in's own and pinned by it."""
 
     def __init__(self, options: WorkerOptions) -> None:
-        self._options = options
+        super().__init__(options)
         self._num_requests = 0
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = _CACHE_GIGABYTES
@@ -40,20 +40,7 @@ class OpenVino:
         """Of the runtime, GenAI and the compressor."""
         return installed_versions("openvino", "openvino-genai", "nncf")
 
-    def prefill(self, num_tokens: int) -> float:
-        """One request for one token."""
-        started = time.perf_counter()
-        ((ended,),) = self._run(random_prompts(1, num_tokens, self._options.vocab_size), 1)
-        return num_tokens / (ended - started)
-
-    def decode(self, num_streams: int, num_prompt_tokens: int, num_tokens: int) -> float:
-        """As many requests at once."""
-        prompts = random_prompts(num_streams, num_prompt_tokens, self._options.vocab_size)
-        sent = time.perf_counter()
-        return steady_rate(self._run(prompts, num_tokens), sent)
-
     def _run(self, prompts: list[list[int]], num_tokens: int) -> list[list[float]]:
-        """When each token of each prompt's answer came."""
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = num_tokens
         config.ignore_eos = True

