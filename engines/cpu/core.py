@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from engines.base import EngineInfo, EngineStats, StepKind
 from engines.cpu.logprobs import token_logprob
 from engines.cpu.model_runner import ModelRunner, SequenceLogits
+from engines.cpu.prefill_cost import PrefillWork
 from engines.cpu.prefill_pacer import PrefillPacer
 from engines.cpu.sampler import SequenceSampler
 from engines.cpu.speculation.speculator import Speculator
-from engines.cpu.step_times import StepTimes, count_decodes, step_kind
+from engines.cpu.step_times import StepTimes, prefill_chunks, step_kind
 from engines.errors import EngineError, GenerationFailed, GrammarFailed
 from engines.grammar.constraint import Constraint
 from engines.request import FinishReason, GenerationRequest, SequenceTiming, TokenLogprob, TokenOutput
@@ -111,7 +112,8 @@ class EngineCore:
         if batch.scheduled:
             for chunk in batch:
                 self._generations[chunk.sequence.request_id].clock.start(began)
-            num_decodes = count_decodes(batch)
+            prefills = prefill_chunks(batch)
+            num_decodes = len(batch) - len(prefills)
             kind = step_kind(num_decodes, len(batch))
             results = self._runner.run(batch)
             sampled = [self._sample(result) for result in results]
@@ -124,7 +126,7 @@ class EngineCore:
             seconds = time.perf_counter() - began
             if self._speculator is not None and kind is StepKind.DECODE:
                 self._speculator.end_step(batch, tokens, seconds)
-            self._learn_pace(batch, num_decodes, seconds)
+            self._learn_pace(batch, num_decodes, PrefillWork.of(prefills), seconds)
             for result, token_ids in zip(results, sampled, strict=True):
                 outputs.extend(self._emit(result, token_ids))
             self._step_times.record(kind, time.perf_counter() - began)
@@ -140,10 +142,10 @@ class EngineCore:
         self._speculator.begin_step(self._scheduler.stats.num_running)
         return self._scheduler.schedule(self._speculator.draft, pace)
 
-    def _learn_pace(self, batch: Batch, num_decodes: int, seconds: float) -> None:
+    def _learn_pace(self, batch: Batch, num_decodes: int, prefill: PrefillWork, seconds: float) -> None:
         """Let the pacer know how long the step took, unless drafts made it longer."""
         if self._pacer is not None and not any(chunk.draft_token_ids for chunk in batch):
-            self._pacer.record(num_decodes, batch.num_tokens - num_decodes, seconds)
+            self._pacer.record(num_decodes, prefill, seconds)
 
     def stats(self) -> EngineStats:
         """Gauges and totals as of now."""

@@ -6,18 +6,19 @@ from collections.abc import Mapping
 
 from engines.base import STEP_SECONDS, StepKind
 from engines.histogram import Histogram, HistogramRecorder
-from engines.scheduler.batch import Batch
+from engines.scheduler.batch import Batch, ScheduledSequence
 
 
-def count_decodes(batch: Batch) -> int:
-    """Sequences of which the batch computes the newest token only; asked before the batch is completed.
+def prefill_chunks(batch: Batch) -> list[ScheduledSequence]:
+    """The chunks that do more than compute a newest token; asked before the batch is completed.
 
     What a preempted sequence lost counts as prefill.
     """
-    return sum(
-        chunk.sequence.num_uncomputed_tokens == 1 and chunk.sequence.num_generated_tokens > 0
+    return [
+        chunk
         for chunk in batch
-    )
+        if chunk.sequence.num_uncomputed_tokens != 1 or chunk.sequence.num_generated_tokens == 0
+    ]
 
 
 def step_kind(num_decodes: int, num_sequences: int) -> StepKind:

@@ -34,8 +34,9 @@ from engines.scheduler.sequence import Sequence, SequenceStatus
 Drafter = Callable[[Sequence, int], SequenceOf[int]]
 """Guesses at most that many tokens to follow a sequence's newest one; called for decoding sequences only."""
 
-Pace = Callable[[int], int]
-"""From the number of decoding sequences to the tokens that may be prefilled in the same step, at least 1."""
+Pace = Callable[[int, int], int]
+"""From the number of decoding sequences, and the position at which the first prefill goes on, to the tokens
+that may be prefilled in the same step, at least 1."""
 
 
 class Scheduler:
@@ -144,7 +145,9 @@ class Scheduler:
             self._schedule_chunk(sequence, plan)
         num_held_back = 0
         if pace is not None and (num_decodes := plan.num_chunks):
-            num_held_back = max(0, plan.budget_left - pace(num_decodes))
+            start = self._next_prefill_start()
+            if start is not None:
+                num_held_back = max(0, plan.budget_left - pace(num_decodes, start))
         plan.budget_left -= num_held_back
         self._schedule_prefills(plan)
         plan.budget_left += num_held_back
@@ -217,6 +220,15 @@ class Scheduler:
             if sequence.status is SequenceStatus.RUNNING:
                 self._schedule_chunk(sequence, plan)
         self._admit_ahead_of(None, plan)
+
+    def _next_prefill_start(self) -> int | None:
+        """From which position on the prefill of the smallest rank would be computed; None without any."""
+        prefills = [sequence for sequence in self._running if sequence.num_uncomputed_tokens > 1]
+        if prefills and not (self._waiting and self._waiting[0].rank < prefills[0].rank):
+            return prefills[0].num_computed_tokens
+        if self._waiting:
+            return len(self._reusable_blocks(self._waiting[0])) * self.pool.block_size
+        return None
 
     def _admit_ahead_of(self, limit: Sequence | None, plan: StepPlan) -> None:
         """Admit waiting sequences, those that rank before `limit` only if it is given."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engines.base import StepKind
-from engines.cpu.step_times import StepTimes, count_decodes, step_kind
+from engines.cpu.step_times import StepTimes, prefill_chunks, step_kind
 from engines.request import GenerationRequest, SamplingParams, SequenceTiming
 from engines.scheduler import Scheduler
 from engines.scheduler.config import SchedulerConfig
@@ -37,7 +37,7 @@ def test_prefill_then_decode_then_both() -> None:
         if step == 3:
             _add(scheduler, "b", 1)  # a prompt of one token is prefill as well
         batch = scheduler.schedule()
-        kinds.append(step_kind(count_decodes(batch), len(batch)))
+        kinds.append(step_kind(len(batch) - len(prefill_chunks(batch)), len(batch)))
         scheduler.complete(batch, {c.sequence.request_id: (1,) for c in batch if c.needs_logits})
     assert kinds == [StepKind.PREFILL, StepKind.PREFILL, StepKind.DECODE, StepKind.MIXED, StepKind.DECODE]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engines.errors import InvalidRequest, PromptTooLong
@@ -47,10 +49,10 @@ def test_decodes_come_before_prefills_and_prefills_before_admissions(make_schedu
 
 def test_prompts_are_paced_beside_decodes_only(make_scheduler, make_request) -> None:
     scheduler = make_scheduler(max_num_batched_tokens=12)
-    paces: list[int] = []
+    paces: list[tuple[int, int]] = []
 
-    def pace(num_decodes: int) -> int:
-        paces.append(num_decodes)
+    def pace(num_decodes: int, start: int) -> int:
+        paces.append((num_decodes, start))
         return 3
 
     scheduler.add(make_request(2))
@@ -60,14 +62,38 @@ def test_prompts_are_paced_beside_decodes_only(make_scheduler, make_request) -> 
     scheduler.add(make_request(5))
     assert step(scheduler, pace)[2:] == [("r2", 0, 3, False)]
     assert step(scheduler, pace)[2:] == [("r2", 3, 2, True), ("r3", 0, 1, False)]
-    assert paces == [2, 2]
+    assert paces == [(2, 0), (2, 3)]
+
+
+def test_the_pace_is_asked_from_where_the_first_prefill_goes_on(make_scheduler, make_request) -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=12)
+    starts: list[int] = []
+
+    def pace(num_decodes: int, start: int) -> int:
+        starts.append(start)
+        return 2
+
+    shared = make_request(9, max_tokens=1)
+    scheduler.add(make_request(2))
+    scheduler.add(shared)
+    step(scheduler)
+    scheduler.abort(shared.request_id)
+    step(scheduler, pace)
+    assert starts == []  # nothing to prefill
+    scheduler.add(replace(shared, request_id="late", priority=1))
+    assert step(scheduler, pace)[1:] == [("late", 8, 1, True)]
+    scheduler.add(make_request(7, priority=2))
+    step(scheduler, pace)
+    scheduler.add(make_request(5))
+    assert step(scheduler, pace)[2:] == [("r3", 0, 2, False)]  # it ranks before the one that has begun
+    assert starts == [8, 0, 0]
 
 
 def test_drafts_do_not_pay_for_the_pace(make_scheduler, make_request) -> None:
     scheduler = make_scheduler(max_num_batched_tokens=12)
     scheduler.add(make_request(2, max_tokens=20))
     step(scheduler)
-    batch = scheduler.schedule(lambda _, limit: [1] * limit, lambda _: 1)
+    batch = scheduler.schedule(lambda _, limit: [1] * limit, lambda *_: 1)
     assert batch.num_tokens == 12
 
 
