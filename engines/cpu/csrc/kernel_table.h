@@ -13,6 +13,11 @@ constexpr int kSuperblockColumns = 128;
 /// Blocks that are summed with each other before they join the output's sum; see isa/linear_w4a4.cpp.
 constexpr int summed_blocks(int group_size) { return group_size == 32 ? 4 : 2; }
 
+/// Unquantized weights: panels of outputs that lie interleaved, and columns that are summed before their sum joins the
+/// output's.
+constexpr int kDenseGroupPanels = 2;
+constexpr int kDenseBlockColumns = 128;
+
 enum class ElementType : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2, kFloat8E4m3 = 3 };
 
 struct Fp4Panel {
@@ -39,12 +44,18 @@ struct Fp4View {
   bool e4m3_scales;        // of every panel
 };
 
+/// Groups of kDenseGroupPanels panels; of an odd number the last lies alone. A group's columns are [K][panels][16], of
+/// bfloat16 pairs of columns [K / 2, up][panels][16][2]; K is padded to even with zeros.
 struct DenseView {
   const std::uint8_t* data;
   std::int64_t num_rows;
   std::int64_t num_columns;
   ElementType element_type;
 };
+
+constexpr std::int64_t dense_panel_bytes(const DenseView& weight) {
+  return (weight.num_columns + 1) / 2 * (weight.element_type == ElementType::kFloat32 ? 128 : 64);
+}
 
 struct W4A4Args {
   Fp4View weight;
@@ -105,8 +116,9 @@ struct Fp4F32Args {
 
 struct DenseArgs {
   DenseView weight;
-  const float* x;
-  float* out;
+  const float*
+      x;  // [K / kDenseBlockColumns, up][num_rows][kDenseBlockColumns]; behind the last column one zero if K is odd
+  float* out;  // [num_rows, N]
   std::int64_t num_rows;
 };
 
@@ -202,7 +214,7 @@ struct KernelTable {
   void (*tile_rows_w4a16)(const Fp4F32Args&, const Bfloat16Rows&, std::int64_t row_begin, std::int64_t row_end);
   void (*fp4_linear_bfloat16)(const Bfloat16Args&, std::int64_t panel_begin, std::int64_t panel_end);
   void (*fp4_linear_f32)(const Fp4F32Args&, std::int64_t panel_begin, std::int64_t panel_end);
-  void (*dense_linear)(const DenseArgs&, std::int64_t panel_begin, std::int64_t panel_end);
+  void (*dense_linear)(const DenseArgs&, std::int64_t group_begin, std::int64_t group_end);  // of panels
   void (*quantize_mxfp4)(const QuantizeArgs&, std::int64_t row_begin, std::int64_t row_end);
   void (*quantize_nvfp4)(const QuantizeArgs&, std::int64_t row_begin, std::int64_t row_end);
   void (*rms_norm)(const RmsNormArgs&, std::int64_t row_begin, std::int64_t row_end);

@@ -87,6 +87,24 @@ Bfloat16Rows bfloat16_rows(std::int64_t num_rows, std::int64_t num_columns) {
   return {reinterpret_cast<std::uint16_t*>(fit(tiles, num_elements * 2)), fit(fits, num_rows)};
 }
 
+/// Activations as DenseArgs wants them, kept by the calling thread until the next call.
+const float* dense_blocks(const float* x, std::int64_t num_rows, std::int64_t num_columns) {
+  thread_local Scratch memory;
+  const std::int64_t num_blocks = (num_columns + kDenseBlockColumns - 1) / kDenseBlockColumns;
+  auto* blocks = memory.take<float>(num_blocks * num_rows * kDenseBlockColumns);
+  parallel_for(num_rows, row_cost(num_columns), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      for (std::int64_t k = 0; k < num_columns; k += kDenseBlockColumns) {
+        const std::int64_t count = std::min<std::int64_t>(kDenseBlockColumns, num_columns - k);
+        float* target = blocks + k * num_rows + row * kDenseBlockColumns;
+        std::copy_n(x + row * num_columns + k, count, target);
+        if (count % 2 != 0) target[count] = 0.0F;
+      }
+    }
+  });
+  return blocks;
+}
+
 /// NVFP4 on bfloat16 tiles; false, and nothing written, where they would not give the integer products' bits.
 /// `fill(rows, begin, end)` writes the activations of a range of rows.
 template <typename Fill>
@@ -175,10 +193,12 @@ void fp4_linear_f32(const float* x, const Fp4Weight& weight, std::int64_t num_ro
 }
 
 void dense_linear(const float* x, const DenseWeight& weight, std::int64_t num_rows, float* out) {
+  if (num_rows == 0) return;
   const KernelTable& table = kernels();
-  const DenseArgs args{weight.view(), x, out, num_rows};
-  const std::int64_t num_panels = (weight.num_rows() + kPanelRows - 1) / kPanelRows;
-  parallel_for(num_panels, linear_cost(num_rows, weight.num_columns()),
+  const DenseArgs args{weight.view(), dense_blocks(x, num_rows, weight.num_columns()), out, num_rows};
+  const std::int64_t group_rows = kDenseGroupPanels * kPanelRows;
+  const std::int64_t num_groups = (weight.num_rows() + group_rows - 1) / group_rows;
+  parallel_for(num_groups, kDenseGroupPanels * linear_cost(num_rows, weight.num_columns()),
                [&](std::int64_t begin, std::int64_t end) { table.dense_linear(args, begin, end); });
 }
 

@@ -54,9 +54,22 @@ void transpose_panel(const Element* source, std::int64_t num_lanes, std::int64_t
   }
 }
 
-constexpr int kE4m3One = 0x38;  // the byte of 1.0
+/// To [K / pair][group_panels][16][pair] elements, of which `target` is the first of one panel.
+template <typename Element>
+void transpose_dense_panel(const Element* source, std::int64_t num_lanes, std::int64_t num_columns, std::int64_t pair,
+                           std::int64_t group_panels, Element* target) {
+  constexpr std::int64_t kTile = 64;  // columns: one pass reads whole cache lines of each row
+  const std::int64_t stride = group_panels * kPanelRows * pair;
+  for (std::int64_t begin = 0; begin < num_columns; begin += kTile) {
+    const std::int64_t end = std::min(begin + kTile, num_columns);
+    for (std::int64_t lane = 0; lane < num_lanes; ++lane) {
+      const Element* row = source + lane * num_columns;
+      for (std::int64_t k = begin; k < end; ++k) target[k / pair * stride + lane * pair + k % pair] = row[k];
+    }
+  }
+}
 
-std::size_t element_bytes(ElementType type) { return type == ElementType::kFloat32 ? 4 : 2; }
+constexpr int kE4m3One = 0x38;  // the byte of 1.0
 
 }  // namespace
 
@@ -191,20 +204,24 @@ DenseWeight::DenseWeight(const void* values, std::int64_t num_rows, std::int64_t
     : num_rows_(num_rows), num_columns_(num_columns), element_type_(element_type) {
   if (num_rows <= 0 || num_columns <= 0) throw std::invalid_argument("a dense weight needs rows and columns");
   const std::int64_t num_panels = div_up(num_rows, kPanelRows);
-  const std::size_t width = element_bytes(element_type);
-  const std::size_t panel_elements = static_cast<std::size_t>(num_columns) * kPanelRows;
-  buffer_ = AlignedBuffer(static_cast<std::size_t>(num_panels) * panel_elements * width);
-  parallel_for(num_panels, static_cast<double>(panel_elements), [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t panel_bytes = dense_panel_bytes(view());
+  buffer_ = AlignedBuffer(static_cast<std::size_t>(num_panels * panel_bytes));
+  parallel_for(num_panels, static_cast<double>(num_columns * kPanelRows), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t p = begin; p < end; ++p) {
       const std::int64_t lanes = std::min<std::int64_t>(kPanelRows, num_rows - p * kPanelRows);
-      const std::size_t source = static_cast<std::size_t>(p * kPanelRows * num_columns);
-      const std::size_t target = static_cast<std::size_t>(p) * panel_elements;
-      if (width == 4) {
-        transpose_panel(static_cast<const std::uint32_t*>(values) + source, lanes, num_columns,
-                        reinterpret_cast<std::uint32_t*>(buffer_.data()) + target);
+      const std::int64_t place = p % kDenseGroupPanels;
+      const std::int64_t group_panels = std::min<std::int64_t>(kDenseGroupPanels, num_panels - (p - place));
+      const std::int64_t source = p * kPanelRows * num_columns;
+      std::uint8_t* group = buffer_.data() + (p - place) * panel_bytes;
+      const auto transpose = [&](auto element, std::int64_t pair) {
+        using Element = decltype(element);
+        transpose_dense_panel(static_cast<const Element*>(values) + source, lanes, num_columns, pair, group_panels,
+                              reinterpret_cast<Element*>(group) + place * pair * kPanelRows);
+      };
+      if (element_type == ElementType::kFloat32) {
+        transpose(std::uint32_t{}, 1);
       } else {
-        transpose_panel(static_cast<const std::uint16_t*>(values) + source, lanes, num_columns,
-                        reinterpret_cast<std::uint16_t*>(buffer_.data()) + target);
+        transpose(std::uint16_t{}, element_type == ElementType::kBfloat16 ? 2 : 1);
       }
     }
   });

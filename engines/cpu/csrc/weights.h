@@ -67,7 +67,7 @@ class Fp4Weight {
   AlignedBuffer buffer_;
 };
 
-/// Unquantized weight [N, K] in panels of 16 rows, [K][16 rows] elements of the source's width.
+/// Unquantized weight [N, K] in panels of 16 rows, elements of the source's width, as DenseView has them.
 class DenseWeight {
  public:
   DenseWeight(const void* values, std::int64_t num_rows, std::int64_t num_columns, ElementType element_type);

@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 
 from engines.cpu import kernels, reference
 
-SHAPES = [(1, 1, 1), (1, 16, 128), (2, 5, 7), (3, 33, 129), (8, 48, 64), (33, 17, 131), (67, 100, 300)]
+SHAPES = [
+    *[(1, 1, 1), (1, 16, 128), (2, 5, 7), (3, 33, 129), (8, 48, 64), (33, 17, 131), (67, 100, 300)],
+    *[(rows, 80, 257) for rows in range(1, 14)],
+    (200, 33, 385),
+]
 
 
 def stored(values: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
@@ -55,10 +59,19 @@ def test_every_finite_value_of_the_type_is_read_exactly(isa: str, dtype: str) ->
     np.testing.assert_array_equal(got.T, np.where(finite, values, np.float32(0)))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_a_row_alone_has_the_bits_it_has_in_a_batch(isa: str, rng: np.random.Generator, dtype: str) -> None:
     weight = kernels.DenseWeight(stored(rng.standard_normal((37, 303)).astype(np.float32), dtype)[0])
-    x = rng.standard_normal((67, 303)).astype(np.float32)
+    x = rng.standard_normal((103, 303)).astype(np.float32)
     batch = dense(x, weight)
-    for rows in (slice(0, 1), slice(7, 10), slice(60, 67), slice(1, 66)):
+    slices = [slice(7, 7 + num_rows) for num_rows in range(1, 15)]
+    for rows in (*slices, slice(0, 1), slice(60, 67), slice(1, 66), slice(99, 103)):
         np.testing.assert_array_equal(dense(x[rows], weight), batch[rows])
+
+
+def test_what_an_output_computes_does_not_leak_into_its_neighbours(isa: str) -> None:
+    weight = np.ones((40, 131), np.float32)
+    weight[17, 130] = np.inf
+    got = dense(np.ones((3, 131), np.float32), kernels.DenseWeight(weight))
+    assert np.isinf(got[:, 17]).all()
+    np.testing.assert_array_equal(np.delete(got, 17, axis=1), np.float32(131))

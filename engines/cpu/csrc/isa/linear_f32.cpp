@@ -1,4 +1,4 @@
-// Linear layers on float32 activations: FP4 weights (W4A16 and reference numerics) and unquantized weights.
+// Linear layers of FP4 weights and float32 activations (W4A16 and reference numerics).
 //
 // One panel of 16 output rows is decoded to float32 a chunk of columns at a time; every batch row then runs over the
 // chunk. Output (row, n) is kChains running sums, sum c taking columns k with k % kChains == c in ascending order,
@@ -194,82 +194,6 @@ void decode_fp4(const Fp4View& weight, int64_t panel, int64_t first_column, int6
   }
 }
 
-void decode_dense(const DenseView& weight, int64_t panel, int64_t first_column, int64_t num_columns, float* weights) {
-  const int64_t offset = (panel * weight.num_columns + first_column) * 16;
-  if (weight.element_type == ElementType::kFloat32) {
-    std::memcpy(weights, weight.data + offset * 4, static_cast<std::size_t>(num_columns) * 64);
-    return;
-  }
-  const auto* halves = reinterpret_cast<const std::uint16_t*>(weight.data + offset * 2);
-  if (weight.element_type == ElementType::kBfloat16) {
-    for (int64_t k = 0; k < num_columns; ++k) store(weights + k * 16, load_bfloat16(halves + k * 16));
-  } else {
-    for (int64_t k = 0; k < num_columns; ++k) store(weights + k * 16, load_float16(halves + k * 16));
-  }
-}
-
-inline F16 load_column(const DenseView& weight, int64_t index) {
-  if (weight.element_type == ElementType::kFloat32) return load(reinterpret_cast<const float*>(weight.data) + index);
-  const auto* halves = reinterpret_cast<const std::uint16_t*>(weight.data) + index;
-  return weight.element_type == ElementType::kBfloat16 ? load_bfloat16(halves) : load_float16(halves);
-}
-
-/// Weights fetched ahead by a pass over a panel: every `step`-th cache line from `first_line` on.
-struct DensePrefetch {
-  int64_t ahead_bytes;
-  int64_t first_line;
-  int64_t step;
-};
-
-/// Few rows: weights go from memory into the products, in the order of `accumulate`, so the bits are the same.
-template <int Rows>
-void dense_panel(const DenseArgs& args, int64_t panel, int64_t first_row, const DensePrefetch& prefetch) {
-  constexpr int64_t kNearBytes = 3072;  // from L2 into L1
-  const DenseView weight = args.weight;
-  const int64_t num_columns = weight.num_columns;
-  const int64_t first = panel * num_columns * 16;
-  const int64_t column_bytes = weight.element_type == ElementType::kFloat32 ? 64 : 32;
-  const float* x = args.x + first_row * num_columns;
-  F16 acc[Rows][kChains];
-  for (int r = 0; r < Rows; ++r) {
-    for (int c = 0; c < kChains; ++c) acc[r][c] = splat(0.0F);
-  }
-  int64_t k = 0;
-  for (; k + kChains <= num_columns; k += kChains) {
-    const std::uint8_t* here = weight.data + (first / 16 + k) * column_bytes;
-    for (int64_t offset = 0; offset < kChains * column_bytes; offset += 64) {
-      __builtin_prefetch(here + kNearBytes + offset, 0, 3);
-    }
-    for (int64_t line = prefetch.first_line; line < kChains * column_bytes / 64; line += prefetch.step) {
-      __builtin_prefetch(here + prefetch.ahead_bytes + line * 64, 0, 2);
-    }
-    for (int c = 0; c < kChains; ++c) {
-      const F16 w = load_column(weight, first + (k + c) * 16);
-      for (int r = 0; r < Rows; ++r) acc[r][c] = fma(w, splat(x[r * num_columns + k + c]), acc[r][c]);
-    }
-  }
-  for (int c = 0; k + c < num_columns; ++c) {
-    const F16 w = load_column(weight, first + (k + c) * 16);
-    for (int r = 0; r < Rows; ++r) acc[r][c] = fma(w, splat(x[r * num_columns + k + c]), acc[r][c]);
-  }
-  const int lanes = static_cast<int>(min64(16, weight.num_rows - panel * 16));
-  for (int r = 0; r < Rows; ++r) {
-    for (int half = kChains / 2; half > 0; half /= 2) {
-      for (int c = 0; c < half; ++c) acc[r][c] = acc[r][c] + acc[r][c + half];
-    }
-    store_partial(args.out + (first_row + r) * weight.num_rows + panel * 16, acc[r][0], lanes);
-  }
-}
-
-template <int Rows>
-void dense_rows(const DenseArgs& args, int64_t panel, int64_t row, const DensePrefetch& prefetch) {
-  if (args.num_rows - row == Rows) {
-    dense_panel<Rows>(args, panel, row, prefetch);
-  } else if constexpr (Rows > 1) {
-    dense_rows<Rows - 1>(args, panel, row, prefetch);
-  }
-}
-
 }  // namespace
 
 void fp4_linear_f32(const Fp4F32Args& args, int64_t panel_begin, int64_t panel_end) {
@@ -284,32 +208,6 @@ void fp4_linear_f32(const Fp4F32Args& args, int64_t panel_begin, int64_t panel_e
   const auto outputs = [&](int64_t panel) {
     const Fp4Panel& info = args.weight.panels[panel];
     return PanelOutputs{info.first_output, info.num_lanes};
-  };
-  run_panels(decode, outputs, args.x, args.out, args.num_rows, args.weight.num_columns, args.weight.num_rows,
-             panel_begin, panel_end);
-}
-
-void dense_linear(const DenseArgs& args, int64_t panel_begin, int64_t panel_end) {
-  if (args.num_rows <= 2 * kRowTile) {
-    constexpr int64_t kFarBytes = 16384;  // into L2
-    const int64_t element_bytes = args.weight.element_type == ElementType::kFloat32 ? 4 : 2;
-    // Two passes over a panel share the fetching of the next one: the second finds its own panel in L2, and memory
-    // would stand idle meanwhile.
-    const bool two_passes = args.num_rows > kRowTile;
-    const int64_t ahead = two_passes ? args.weight.num_columns * 16 * element_bytes : kFarBytes;
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      if (two_passes) dense_panel<kRowTile>(args, panel, 0, {ahead, 0, 2});
-      dense_rows<kRowTile>(args, panel, two_passes ? kRowTile : 0, {ahead, two_passes ? 1 : 0, two_passes ? 2 : 1});
-    }
-    return;
-  }
-  const auto decode = [&](int64_t panel, int64_t first, int64_t columns, float* weights) {
-    decode_dense(args.weight, panel, first, columns, weights);
-    const int64_t column_bytes = args.weight.element_type == ElementType::kFloat32 ? 64 : 32;
-    return args.weight.data + (panel * args.weight.num_columns + first + kAheadColumns) * column_bytes;
-  };
-  const auto outputs = [&](int64_t panel) {
-    return PanelOutputs{panel * 16, static_cast<int>(min64(16, args.weight.num_rows - panel * 16))};
   };
   run_panels(decode, outputs, args.x, args.out, args.num_rows, args.weight.num_columns, args.weight.num_rows,
              panel_begin, panel_end);
