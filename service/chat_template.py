@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from service.interruption import Interrupter, TookTooLong
 from service.tokenizer import Tokenizer
 
 RENDER_DEADLINE_SECONDS = 10.0
 MAX_PROMPT_CHARACTERS = 16 * 1024 * 1024
-_INTERRUPT_GRACE_SECONDS = 1.0
 
 # Arguments of transformers' apply_chat_template that belong to the service, not to `chat_template_kwargs`.
 _RESERVED_KWARGS = frozenset({
@@ -29,10 +27,10 @@ class ChatTemplate:
     """The chat template of one checkpoint. Immutable; `render` may be called from several threads at once.
 
     A template is code from the checkpoint, run in a sandbox without access to Python, files or the network.
-    Guaranteed: `render` returns or raises within `deadline_seconds` and a second; loops are interrupted at
-    the deadline (a single built-in operation under way then runs on in its own thread until it is done); a
-    prompt of more than `max_characters` is refused. Not bounded: the memory a template uses before that, so
-    a checkpoint from an unknown hand belongs in a container with a memory limit.
+    Guaranteed: loops are interrupted after `deadline_seconds` (a single built-in operation under way is
+    waited for), and then `render` raises; a prompt of more than `max_characters` is refused. Not bounded: the
+    memory a template uses before that, so a checkpoint from an unknown hand belongs in a container with a
+    memory limit.
     """
 
     def __init__(
@@ -43,7 +41,7 @@ class ChatTemplate:
         max_characters: int = MAX_PROMPT_CHARACTERS,
     ) -> None:
         self._tokenizer = tokenizer
-        self._deadline_seconds = deadline_seconds
+        self._interrupter = Interrupter(deadline_seconds)
         self._max_characters = max_characters
 
     @classmethod
@@ -97,7 +95,7 @@ class ChatTemplate:
             )
             return text
 
-        text = _call_with_deadline(render, self._deadline_seconds)
+        text = _rendered(render, self._interrupter)
         if len(text) > self._max_characters:
             raise ChatTemplateError(
                 f"the chat template made a prompt of {len(text)} characters; "
@@ -127,42 +125,16 @@ def _part_text(part: Any, where: str) -> str:
     )
 
 
-class _DeadlinePassed(SystemExit):
-    """Raised inside a rendering thread. As a SystemExit it ends the thread silently wherever it strikes."""
-
-
-def _call_with_deadline(function: Callable[[], str], deadline_seconds: float) -> str:
-    """Run `function` in a thread of its own, interrupted at the deadline.
-
-    Its errors become ChatTemplateError.
-    """
-    results: list[str] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(function())
-        except _DeadlinePassed:
-            pass
-        # A template can fail in any way its data makes it fail: none of them is this server's failure.
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="chat-template", daemon=True)
-    thread.start()
-    thread.join(deadline_seconds)
-    if thread.is_alive() and thread.ident is not None:
-        # Python's own way of raising in another thread; it takes effect between two bytecodes.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident), ctypes.py_object(_DeadlinePassed)
-        )
-        thread.join(_INTERRUPT_GRACE_SECONDS)
-    if results:
-        return results[0]
-    if errors:
-        message = " ".join(str(errors[0]).split()) or type(errors[0]).__name__
-        raise ChatTemplateError(f"the chat template cannot render these messages: {message}") from errors[0]
-    raise ChatTemplateError(
-        f"the chat template did not finish within {deadline_seconds:g} seconds; "
-        "shorten the conversation, or check the checkpoint's chat_template.jinja"
-    )
+def _rendered(function: Callable[[], str], interrupter: Interrupter) -> str:
+    """What `function` returns; its errors, and its lasting too long, become ChatTemplateError."""
+    try:
+        return interrupter.run(function)
+    except TookTooLong:
+        raise ChatTemplateError(
+            f"the chat template did not finish within {interrupter.seconds:g} seconds; "
+            "shorten the conversation, or check the checkpoint's chat_template.jinja"
+        ) from None
+    # A template can fail in any way its data makes it fail: none of them is this server's failure.
+    except Exception as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise ChatTemplateError(f"the chat template cannot render these messages: {message}") from error
