@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -129,8 +129,9 @@ class Answer(ABC):
 
     async def whole(self) -> dict[str, Any]:
         """The answer as one object."""
-        async with aclosing(self._outputs()) as outputs:
+        async with self._outputs() as outputs:
             async for index, output in outputs:
+                self._note(index, output)
                 self._take(index, output)
         payload = self._envelope.as_json()
         payload["choices"] = self._choices()
@@ -140,8 +141,11 @@ class Answer(ABC):
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """The answer as events, then usage if asked for."""
         templates: dict[int, FrameTemplate] = {}
-        async with aclosing(self._outputs()) as outputs:
+        keeps_answers = self._answers_to_keep is not None
+        async with self._outputs() as outputs:
             async for index, output in outputs:
+                if keeps_answers or output.finish_reason is not None:
+                    self._note(index, output)
                 template = templates.get(index)
                 if template is not None and output.finish_reason is None:
                     if output.text:
@@ -172,8 +176,12 @@ class Answer(ABC):
     def _template(self, index: int) -> FrameTemplate:
         return FrameTemplate(lambda text: self._chunk_payload(self._text_choice(index, text)))
 
-    async def _outputs(self) -> AsyncGenerator[tuple[int, TextOutput], None]:
-        """Admission, preparation, generation; a place is held from the first step to the last."""
+    @asynccontextmanager
+    async def _outputs(self) -> AsyncIterator[AsyncGenerator[tuple[int, TextOutput], None]]:
+        """Admission, preparation, generation; a place is held from the first step to the last.
+
+        The outputs come as they are, without another generator around them: each costs every token something.
+        """
         state, intake = self._state, self._intake
         model = state.ready_model()
         with (
@@ -184,16 +192,16 @@ class Answer(ABC):
             requests = await self._prepare(model)
             self._account.tokenize_seconds = time.perf_counter() - began
             self._settle(ticket, requests)
-            answers = self._answers_to_keep
-            outputs = generate_choices(state, model, requests, ticket, self._account)
-            async with aclosing(outputs):
-                async for index, output in outputs:
-                    if answers is not None:
-                        answers.setdefault(index, []).append(output.text)
-                    if output.finish_reason is not None:
-                        self._tally.end(index, output, self._account.num_generated_tokens)
-                        self._account.num_cached_tokens = self._tally.num_cached_tokens
-                    yield index, output
+            async with aclosing(generate_choices(state, model, requests, ticket, self._account)) as outputs:
+                yield outputs
+
+    def _note(self, index: int, output: TextOutput) -> None:
+        """What log, trace and usage say about an output."""
+        if self._answers_to_keep is not None:
+            self._answers_to_keep.setdefault(index, []).append(output.text)
+        if output.finish_reason is not None:
+            self._tally.end(index, output, self._account.num_generated_tokens)
+            self._account.num_cached_tokens = self._tally.num_cached_tokens
 
     def _settle(self, ticket: Ticket, requests: list[TextRequest]) -> None:
         lengths = [len(request.prompt_token_ids) for request in requests]
