@@ -23,6 +23,7 @@ _ORDER = (1, 3, 2, 0)
 _FIRST_CLASS_POSITIONS = 256
 _QUICK_MEMORY = 0.8  # of how the steps of late lie to what all of them together say
 _RATIO_BOUNDS = (0.5, 2.0)
+_LARGEST_SURPRISE = 3.0  # a step that was held up for seconds says nothing about prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class PrefillCost:
         """`work` made a step longer by `seconds`."""
         expected = self._known(work)
         if expected:
+            seconds = min(seconds, _LARGEST_SURPRISE * self._ratio * expected)
             low, high = _RATIO_BOUNDS
             ratio = min(high, max(low, seconds / expected))
             self._ratio = _QUICK_MEMORY * self._ratio + (1.0 - _QUICK_MEMORY) * ratio

@@ -57,6 +57,14 @@ def test_a_machine_that_slows_down_is_noticed_within_a_few_steps() -> None:
     assert cost.predict(elsewhere) > 1.25 * seconds_of(elsewhere)
 
 
+def test_a_machine_of_another_kind_is_learnt_though_single_steps_may_lie() -> None:
+    cost = learnt(range(0, 4000, 7))
+    work = PrefillWork.of_chunk(3000, 8)
+    for _ in range(40):
+        cost.record(work, 20 * seconds_of(work))
+    assert cost.predict(work) == pytest.approx(20 * seconds_of(work), rel=0.2)
+
+
 def test_steps_that_cost_nothing_are_no_reason_to_divide_by_nothing() -> None:
     cost = PrefillCost()
     cost.record(PrefillWork.of_chunk(0, 8), -0.001)

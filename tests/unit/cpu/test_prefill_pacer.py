@@ -99,8 +99,10 @@ def test_a_step_that_was_held_up_changes_little() -> None:
     before = pacer.max_prefill_tokens(2, 1000)
     pacer.record(2, NOTHING, 0.4)
     assert pacer.max_prefill_tokens(2, 1000) == before
-    pacer.record(2, PrefillWork.of_chunk(1000, 20), 0.3)
+    pacer.record(2, PrefillWork.of_chunk(1000, 20), 30.0)
     assert pacer.max_prefill_tokens(2, 1020) >= before // 2
+    prompt(pacer, 500, tokens_only(0.003), decode=0.04, begin=1020)
+    assert pacer.max_prefill_tokens(2, 1520) >= before - 3
 
 
 def test_a_chunk_is_at_most_twice_the_last() -> None:
