@@ -26,6 +26,25 @@ class Fp4Weight:
     @property
     def shard_rows(self) -> list[int]: ...
 
+def logits_peak(logits: NDArray[np.float32]) -> tuple[int, float, bool]: ...
+def token_weights(
+    logits: NDArray[np.float32],
+    maximum: float,
+    inverse_temperature: float,
+    scale: float,
+    out: NDArray[np.float32],
+) -> None: ...
+def draw_token(
+    logits: NDArray[np.float32],
+    inverse_temperature: float,
+    weight_scale: float,
+    min_p_distance: float,
+    top_k: int,
+    top_p: float,
+    uniform: float,
+) -> int: ...
+def philox_uniform(seed: int, position: int) -> float: ...
+
 class DenseWeight:
     def __init__(self, values: NDArray[Any]) -> None: ...
     @property

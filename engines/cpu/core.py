@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.base import EngineInfo, EngineStats, StepKind
+from engines.cpu import kernels
 from engines.cpu.logprobs import token_logprob
 from engines.cpu.model_runner import ModelRunner, SequenceLogits
 from engines.cpu.prefill_cost import PrefillWork
@@ -192,10 +193,12 @@ class EngineCore:
         """
         token_ids: list[int] = []
         for row, draft in zip_longest(rows, drafts):
-            if not np.isfinite(row).all():
+            peak = kernels.logits_peak(row)
+            if not peak.all_finite:
                 return _non_finite_logits()
-            token_id = generation.sampler.sample(row)
-            generation.sampler.observe(token_id)
+            sampler = generation.sampler
+            token_id = peak.token_id if sampler.is_plain_greedy else sampler.sample(row)
+            sampler.observe(token_id)
             token_ids.append(token_id)
             if token_id != draft or token_id in generation.stop_ids:
                 break

@@ -416,3 +416,54 @@ def scatter_add_rows(
     _check("row_weights", row_weights, _FLOAT32, (y.shape[0],))
     _check_out("out", out, _FLOAT32, (None, y.shape[1]))
     _kernels.scatter_add_rows(y, rows, row_weights, out)
+
+
+class LogitsPeak(NamedTuple):
+    """The largest of a row of logits, the first of equal ones."""
+
+    token_id: int
+    logit: float
+    all_finite: bool
+    """Of the row."""
+
+
+def logits_peak(logits: Float32Array) -> LogitsPeak:
+    """The largest of float32 [vocab_size] logits, at least one."""
+    _check("logits", logits, _FLOAT32, (None,))
+    return LogitsPeak(*_kernels.logits_peak(logits))
+
+
+def token_weights(
+    logits: Float32Array, maximum: float, inverse_temperature: float, scale: float
+) -> Float32Array:
+    """scale * exp((logit - maximum) * inverse_temperature) to the nearest whole number, ties to even."""
+    _check("logits", logits, _FLOAT32, (None,))
+    weights = np.empty_like(logits)
+    _kernels.token_weights(logits, maximum, inverse_temperature, scale, weights)
+    return weights
+
+
+def draw_token(
+    logits: Float32Array,
+    inverse_temperature: float,
+    weight_scale: float,
+    min_p_distance: float,
+    top_k: int,
+    top_p: float,
+    uniform: float,
+) -> int:
+    """The token at which the running sum of the weights that the filters leave passes `uniform` of the whole.
+
+    Weights are those of `token_weights` and must sum to less than 2^53. Logits more than `min_p_distance`
+    below the largest are left out first (infinity: none), then all but the `top_k` largest (0: all), then
+    all but the fewest likeliest whose share reaches `top_p` (1: all); of equal ones lower ids are kept.
+    """
+    _check("logits", logits, _FLOAT32, (None,))
+    return _kernels.draw_token(
+        logits, inverse_temperature, weight_scale, min_p_distance, top_k, top_p, uniform
+    )
+
+
+def philox_uniform(seed: int, position: int) -> float:
+    """NumPy's `Generator(Philox(key=seed, counter=position)).random()`, for 0 <= seed, position < 2^64."""
+    return _kernels.philox_uniform(seed, position)

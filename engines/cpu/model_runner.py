@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from engines.cpu.forward_batch import ForwardBatch
 from engines.cpu.kv_cache import KvCache
 from engines.cpu.models.decoder import Decoder
 from engines.scheduler import Batch, ScheduledSequence
+
+_FEW_POSITIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +63,35 @@ class ModelRunner:
         tables = [scheduled.sequence.block_table for scheduled in batch.scheduled]
         block_tables = np.zeros((len(tables), max(map(len, tables))), np.int32)
         logits_rows: list[int] = []
-        positions, slots = [], []
+        positions: list[int] = []
+        slots: list[int] = []
         for index, scheduled in enumerate(batch.scheduled):
             start, end = scheduled.start, scheduled.start + scheduled.num_tokens
             token_ids.extend(scheduled.token_ids)
             block_tables[index, : len(tables[index])] = tables[index]
-            rows = np.arange(start, end, dtype=np.int64)
-            positions.append(rows)
-            blocks = block_tables[index, rows // self._block_size].astype(np.int64)
-            slots.append(blocks * self._block_size + rows % self._block_size)
+            positions.extend(range(start, end))
+            slots.extend(self._slots(tables[index], start, end))
             query_starts.append(query_starts[-1] + scheduled.num_tokens)
             num_logits = _num_logits_rows(scheduled)
             logits_rows.extend(range(query_starts[-1] - num_logits, query_starts[-1]))
         return ForwardBatch(
             token_ids=np.asarray(token_ids, np.int32),
-            positions=np.concatenate(positions),
-            slots=np.concatenate(slots),
+            positions=np.asarray(positions, np.int64),
+            slots=np.asarray(slots, np.int64),
             block_tables=block_tables,
             query_starts=np.asarray(query_starts, np.int32),
             context_lens=np.asarray([s.start + s.num_tokens for s in batch.scheduled], np.int32),
             logits_rows=np.asarray(logits_rows, np.int64),
         )
+
+    def _slots(self, table: Sequence[int], start: int, end: int) -> list[int]:
+        """Cache slots of the positions [start, end). NumPy calls cost more than the few of a decode."""
+        size = self._block_size
+        if end - start <= _FEW_POSITIONS:
+            return [table[row // size] * size + row % size for row in range(start, end)]
+        rows = np.arange(start, end)
+        slots: list[int] = (np.asarray(table, np.int64)[rows // size] * size + rows % size).tolist()
+        return slots
 
 
 def _num_logits_rows(scheduled: ScheduledSequence) -> int:

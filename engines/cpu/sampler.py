@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.cpu.candidates import Indices, keep_min_p, keep_top_k, keep_top_p, pick, weight_bits, weights_of
+from engines.cpu import kernels
+from engines.cpu.candidates import Draw
 from engines.cpu.penalties import TokenPenalties
 from engines.grammar.constraint import BoolArray, Constraint
 from engines.request import SamplingParams
@@ -44,7 +45,7 @@ class SequenceSampler:
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64, len(params.logit_bias))
         self._bias_values = np.fromiter(params.logit_bias.values(), np.float32, len(params.logit_bias))
         self._num_generated = 0
-        self._weight_bits = weight_bits(vocab_size)
+        self._draw = Draw.of(params, vocab_size) if params.temperature > 0.0 else None
         wants_penalties = TokenPenalties.are_wanted(params)
         self._penalties = TokenPenalties(params, prompt_token_ids) if wants_penalties else None
 
@@ -59,9 +60,9 @@ class SequenceSampler:
         Raises GrammarFailed when the grammar cannot be followed any further.
         """
         adjusted = logits if self._leaves_logits_alone() else self._adjust(logits)
-        if self._params.temperature == 0.0:
-            return int(adjusted.argmax())
-        return self._draw(adjusted)
+        if self._draw is None:
+            return kernels.logits_peak(adjusted).token_id
+        return self._draw.token(adjusted, self.uniform())
 
     def observe(self, token_id: int) -> None:
         """Count a token as generated."""
@@ -104,26 +105,6 @@ class SequenceSampler:
                 return going_on
         return allowed
 
-    def _draw(self, logits: Float32Array) -> int:
-        params = self._params
-        maximum = logits.max()
-        token_ids: Indices | None = None  # None: all
-        if params.min_p > 0.0:
-            token_ids = keep_min_p(logits, maximum, params.temperature, params.min_p)
-            logits = logits[token_ids]
-        if 0 < params.top_k < logits.size:
-            best = keep_top_k(logits, params.top_k)
-            token_ids = best if token_ids is None else token_ids[best]
-            logits = logits[best]
-        weights = weights_of(logits, maximum, params.temperature, self._weight_bits)
-        if params.top_p < 1.0:
-            likeliest = keep_top_p(weights, params.top_p)
-            token_ids = likeliest if token_ids is None else token_ids[likeliest]
-            weights = weights[likeliest]
-        index = pick(weights, self.uniform())
-        return index if token_ids is None else int(token_ids[index])
-
     def uniform(self) -> float:
         """The draw in [0, 1) that belongs to this seed and position."""
-        generator = np.random.Generator(np.random.Philox(key=self._seed, counter=self._num_generated))
-        return float(generator.random())
+        return kernels.philox_uniform(self._seed, self._num_generated)

@@ -11,6 +11,7 @@
 #include "machine_limits.h"
 #include "ops.h"
 #include "thread_pool.h"
+#include "token_draw.h"
 #include "weights.h"
 
 using namespace nybble::bindings;
@@ -55,6 +56,25 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> decode(const nybble::Fp4Weight& weigh
     weight.decode(values);
   }
   return {values, {num_rows, num_columns}, owner};
+}
+
+nb::tuple logits_peak(const Floats1& logits) {
+  require(logits.shape(0) > 0, "there must be a logit");
+  const auto peak = nybble::kernels().logits_peak(logits.data(), static_cast<std::int64_t>(logits.shape(0)));
+  return nb::make_tuple(peak.token_id, peak.logit, peak.all_finite);
+}
+
+void token_weights(const Floats1& logits, float maximum, float inverse_temperature, float scale, const Out1& out) {
+  require(out.shape(0) == logits.shape(0), "out must have an entry per logit");
+  nybble::kernels().token_weights(logits.data(), static_cast<std::int64_t>(logits.shape(0)), maximum,
+                                  inverse_temperature, scale, out.data());
+}
+
+std::int64_t draw_token(const Floats1& logits, float inverse_temperature, float weight_scale, float min_p_distance,
+                        std::int64_t top_k, double top_p, double uniform) {
+  require(logits.shape(0) > 0, "there must be a logit");
+  return nybble::draw_token(logits.data(), static_cast<std::int64_t>(logits.shape(0)),
+                            {inverse_temperature, weight_scale, min_p_distance, top_k, top_p, uniform});
 }
 
 void init_dense_weight(nybble::DenseWeight* self, const AnyReadable& values) {
@@ -223,6 +243,14 @@ NB_MODULE(_kernels, m) {
       .def_prop_ro("num_bytes", &nybble::DenseWeight::num_bytes);
 
   bind_decoder(m);
+
+  // Tens of microseconds each: not worth another thread's turn with the GIL.
+  m.def("logits_peak", &logits_peak, nb::arg("logits").noconvert());
+  m.def("token_weights", &token_weights, nb::arg("logits").noconvert(), "maximum"_a, "inverse_temperature"_a, "scale"_a,
+        nb::arg("out").noconvert());
+  m.def("draw_token", &draw_token, nb::arg("logits").noconvert(), "inverse_temperature"_a, "weight_scale"_a,
+        "min_p_distance"_a, "top_k"_a, "top_p"_a, "uniform"_a);
+  m.def("philox_uniform", &nybble::philox_uniform, "seed"_a, "position"_a);
 
   const auto n = [](const char* name) { return nb::arg(name).noconvert(); };
   m.def("fp4_linear_w4a4", &fp4_linear_w4a4, NoGil(), n("codes"), n("scales"), n("weight"), n("out"));

@@ -20,6 +20,7 @@ using Array = nb::ndarray<Element, nb::ndim<Dimensions>, nb::c_contig, nb::devic
 using Floats1 = Array<const float, 1>;
 using Floats2 = Array<const float, 2>;
 using Floats3 = Array<const float, 3>;
+using Out1 = Array<float, 1>;
 using Out2 = Array<float, 2>;
 using Out3 = Array<float, 3>;
 using AnyReadable = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;

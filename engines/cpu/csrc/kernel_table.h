@@ -199,6 +199,13 @@ constexpr int kAttentionPartitionKeys = 512;
 /// Instructions whose peak rate bounds a kernel; see machine_limits.h.
 enum class LimitKind : int { kFloat32Fma = 0, kInt8Dot = 1, kBfloat16Dot = 2, kAmxInt8 = 3, kAmxBfloat16 = 4 };
 
+/// The largest of a row of logits, the first of equal ones.
+struct LogitsPeak {
+  float logit;
+  std::int64_t token_id;
+  bool all_finite;  // of the row
+};
+
 struct KernelTable {
   const char* name;
   /// The first two are null where `fp4_linear_integer` is not.
@@ -221,6 +228,10 @@ struct KernelTable {
   void (*rope)(const RopeArgs&, std::int64_t row_begin, std::int64_t row_end);
   void (*silu_mul)(const SiluMulArgs&, std::int64_t row_begin, std::int64_t row_end);
   void (*softmax_row)(const float* logits, std::int64_t num_columns, float* out);
+  LogitsPeak (*logits_peak)(const float* logits, std::int64_t num_tokens);  // num_tokens > 0
+  /// Whole numbers: scale * exp((logit - maximum) * inverse_temperature), rounded to nearest even.
+  void (*token_weights)(const float* logits, std::int64_t num_tokens, float maximum, float inverse_temperature,
+                        float scale, float* weights);
   void (*add_scaled)(const float* x, float weight, std::int64_t num_columns, float* out);  // out += weight * x
   void (*to_float32)(const void* values, ElementType type, std::int64_t count, float* out);
   void (*kv_write)(const KvWriteArgs&, std::int64_t num_rows, std::int64_t head_begin, std::int64_t head_end);

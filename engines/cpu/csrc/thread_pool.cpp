@@ -23,7 +23,9 @@ namespace {
 constexpr double kMinParallelCost = 100e3;  // about 10 us of scalar work, what waking a thread costs
 // Longer than what lies between two products of a layer, far shorter than what lies between two steps.
 constexpr std::chrono::microseconds kSpinTime{50};
-constexpr std::int64_t kChunksPerThread = 8;
+constexpr std::int64_t kChunkPart = 8;   // of what a thread has left, it takes this part at a time
+constexpr std::int64_t kManyUnits = 32;  // a thread
+constexpr std::int64_t kMaxUnits = (std::int64_t{1} << 32) - 1;
 constexpr std::size_t kCacheLineBytes = 64;
 
 inline void cpu_relax() {
@@ -102,11 +104,10 @@ class ThreadPool {
   void run(std::int64_t num_units, const RangeFunction& function) {
     function_ = &function;
     const auto count = static_cast<std::int64_t>(num_threads());
-    chunk_ = std::max<std::int64_t>(1, num_units / (count * kChunksPerThread));
+    // Kernels like panels in pairs; where units are few, one may be much work.
+    smallest_ = num_units >= count * kManyUnits ? 2 : 1;
     for (std::int64_t i = 0; i < count; ++i) {
-      Share& share = shares_[static_cast<std::size_t>(i)];
-      share.next.store(num_units * i / count, std::memory_order_relaxed);
-      share.end = num_units * (i + 1) / count;
+      shares_[static_cast<std::size_t>(i)].give({num_units * i / count, num_units * (i + 1) / count});
     }
     num_busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
     generation_.fetch_add(1, std::memory_order_release);
@@ -116,20 +117,58 @@ class ThreadPool {
   }
 
  private:
-  /// The units a thread takes first. Neighbouring units share memory and prefetched lines, so a thread goes through
-  /// its own share in order and helps the others only then.
-  struct alignas(kCacheLineBytes) Share {
-    std::atomic<std::int64_t> next{0};
-    std::int64_t end = 0;
+  struct Range {
+    std::int64_t begin;
+    std::int64_t end;
+    std::int64_t size() const { return end - begin; }
   };
 
-  void take_chunks(std::size_t thread) {
-    for (std::size_t i = 0; i < shares_.size(); ++i) {
-      Share& share = shares_[(thread + i) % shares_.size()];
+  /// The units that a thread has before it. Neighbouring units share memory and prefetched lines, so the owner takes
+  /// them from the front, in order, and others from the back. Both ends in one word: they change together.
+  class alignas(kCacheLineBytes) Share {
+   public:
+    void give(Range range) { ends_.store(pack(range), std::memory_order_relaxed); }
+
+    /// Removes `wanted(number of units left)` of them, at most what is left; an empty range when there are none.
+    template <typename Wanted>
+    Range take(bool from_back, const Wanted& wanted) {
+      std::uint64_t ends = ends_.load(std::memory_order_relaxed);
       for (;;) {
-        const std::int64_t begin = share.next.fetch_add(chunk_, std::memory_order_relaxed);
-        if (begin >= share.end) break;
-        (*function_)(begin, std::min(begin + chunk_, share.end));
+        const Range left{static_cast<std::int64_t>(ends >> 32), static_cast<std::int64_t>(ends & kMaxUnits)};
+        if (left.size() <= 0) return {0, 0};
+        const std::int64_t count = std::min(left.size(), wanted(left.size()));
+        const Range taken = from_back ? Range{left.end - count, left.end} : Range{left.begin, left.begin + count};
+        const Range rest = from_back ? Range{left.begin, taken.begin} : Range{taken.end, left.end};
+        if (ends_.compare_exchange_weak(ends, pack(rest), std::memory_order_relaxed)) return taken;
+      }
+    }
+
+   private:
+    static std::uint64_t pack(Range range) {
+      return static_cast<std::uint64_t>(range.begin) << 32 | static_cast<std::uint64_t>(range.end);
+    }
+
+    std::atomic<std::uint64_t> ends_{0};
+  };
+
+  /// Chunks become smaller towards the end, so that all threads end at about the same time. Who is done takes half of
+  /// what another has left, as a share of his own.
+  void take_chunks(std::size_t thread) {
+    const auto next_chunk = [this](std::int64_t left) { return std::max(smallest_, left / kChunkPart / 2 * 2); };
+    const auto half = [this](std::int64_t left) { return std::max(smallest_, left / 4 * 2); };
+    Share& own = shares_[thread];
+    for (std::size_t i = 1;;) {
+      const Range chunk = own.take(false, next_chunk);
+      if (chunk.size() > 0) {
+        (*function_)(chunk.begin, chunk.end);
+        continue;
+      }
+      if (i == shares_.size()) return;
+      const Range stolen = shares_[(thread + i) % shares_.size()].take(true, half);
+      if (stolen.size() > 0) {
+        own.give(stolen);
+      } else {
+        ++i;
       }
     }
   }
@@ -159,7 +198,7 @@ class ThreadPool {
   std::vector<Share> shares_;
   std::vector<std::thread> workers_;
   const RangeFunction* function_ = nullptr;
-  std::int64_t chunk_ = 1;
+  std::int64_t smallest_ = 1;
   std::atomic<int> num_busy_{0};
   std::atomic<std::uint32_t> generation_{0};
   std::atomic<bool> stopping_{false};
@@ -212,7 +251,7 @@ void parallel_for(std::int64_t num_units, double unit_cost, const RangeFunction&
   if (num_units <= 0) return;
   const int wanted = num_threads();
   const bool small = static_cast<double>(num_units) * unit_cost < kMinParallelCost;
-  if (wanted == 1 || num_units == 1 || small) return function(0, num_units);
+  if (wanted == 1 || num_units == 1 || num_units > kMaxUnits || small) return function(0, num_units);
   PoolState& pool_state = state();
   std::unique_lock lock(pool_state.mutex, std::try_to_lock);
   if (!lock.owns_lock()) return function(0, num_units);

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engines.cpu.candidates import keep_min_p, keep_top_k, keep_top_p, pick, weight_bits, weights_of
+from engines.cpu import kernels
+from engines.cpu.candidates import Draw, weight_bits, weights_of
 from engines.cpu.penalties import TokenPenalties
 from engines.cpu.sampler import SequenceSampler
 from engines.request import SamplingParams
@@ -85,22 +86,40 @@ def test_top_p_keeps_the_head_that_sorting_finds(logits: Float32Array, top_p: fl
     weights = weights_of(logits, logits.max(), 1.0, weight_bits(logits.size))
     order = ranked(weights)
     reached = np.cumsum(weights[order].astype(np.float64)) >= top_p * weights.sum(dtype=np.float64)
-    head = order[: int(reached.argmax()) + 1]
-    assert keep_top_p(weights, top_p).tolist() == sorted(head.tolist())
+    head = sorted(order[: int(reached.argmax()) + 1].tolist())
+    draw = Draw.of(SamplingParams(top_p=top_p), logits.size)
+    assert ends(draw, logits) == (head[0], head[-1])
 
 
 @settings(deadline=None, max_examples=200)
 @given(logits=rows_of_logits(), top_k=st.integers(1, 4999))
 def test_top_k_keeps_the_head_that_sorting_finds(logits: Float32Array, top_k: int) -> None:
-    if top_k < logits.size:
-        assert keep_top_k(logits, top_k).tolist() == sorted(ranked(logits)[:top_k].tolist())
+    kept = ranked(logits)[:top_k]
+    weighty = weights_of(logits[kept], logits.max(), 50.0, weight_bits(logits.size)) > 0
+    head = sorted(kept[weighty].tolist())
+    draw = Draw.of(SamplingParams(temperature=50.0, top_k=top_k), logits.size)
+    assert ends(draw, logits) == (head[0], head[-1])
 
 
-def test_min_p_is_a_share_of_the_likeliest() -> None:
+def ends(draw: Draw, logits: Float32Array) -> tuple[int, int]:
+    """The lowest and the highest token that may be drawn."""
+    return draw.token(logits, 0.0), draw.token(logits, float(np.nextafter(1.0, 0.0)))
+
+
+@pytest.mark.parametrize(
+    ("temperature", "min_p", "kept"),
+    [(1.0, 0.5 - 1e-6, (1, 4)), (1.0, 1.0, (1, 1)), (2.0, 0.3, (0, 4))],
+)
+def test_min_p_is_a_share_of_the_likeliest(temperature: float, min_p: float, kept: tuple[int, int]) -> None:
     logits = np.log(np.array([0.1, 0.4, 0.2, 0.05, 0.25], np.float32))
-    assert keep_min_p(logits, logits.max(), 1.0, 0.5 - 1e-6).tolist() == [1, 2, 4]
-    assert keep_min_p(logits, logits.max(), 1.0, 1.0).tolist() == [1]
-    assert keep_min_p(logits, logits.max(), 2.0, 0.3).tolist() == [0, 1, 2, 3, 4]
+    assert ends(Draw.of(SamplingParams(temperature=temperature, min_p=min_p), 5), logits) == kept
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**63 - 1), position=st.integers(0, 2**32))
+def test_uniform_draws_are_those_of_numpy(seed: int, position: int) -> None:
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=position))
+    assert kernels.philox_uniform(seed, position) == generator.random()
 
 
 @settings(deadline=None)
@@ -130,12 +149,14 @@ def test_the_largest_vocabulary_still_sums_exactly() -> None:
 
 
 def test_a_draw_never_falls_on_what_weighs_nothing() -> None:
-    weights = np.zeros(1000, np.float32)
-    weights[[700, 300]] = 5.0
-    assert pick(weights, 0.0) == 300
-    assert pick(weights, np.nextafter(0.5, 0)) == 300
-    assert pick(weights, 0.5) == 700
-    assert pick(weights, np.nextafter(1.0, 0)) == 700
+    logits = np.full(1000, -np.inf, np.float32)
+    logits[[700, 300]] = 5.0
+    for params in (SamplingParams(), SamplingParams(top_p=0.999), SamplingParams(top_k=900)):
+        draw = Draw.of(params, 1000)
+        assert draw.token(logits, 0.0) == 300
+        assert draw.token(logits, np.nextafter(0.5, 0)) == 300
+        assert draw.token(logits, 0.5) == 700
+        assert draw.token(logits, np.nextafter(1.0, 0)) == 700
 
 
 def dense_penalties(

@@ -31,6 +31,9 @@ void rms_norm(const RmsNormArgs& args, int64_t row_begin, int64_t row_end);
 void rope(const RopeArgs& args, int64_t row_begin, int64_t row_end);
 void silu_mul(const SiluMulArgs& args, int64_t row_begin, int64_t row_end);
 void softmax_row(const float* logits, int64_t num_columns, float* out);
+LogitsPeak logits_peak(const float* logits, int64_t num_tokens);
+void token_weights(const float* logits, int64_t num_tokens, float maximum, float inverse_temperature, float scale,
+                   float* weights);
 void add_scaled(const float* x, float weight, int64_t num_columns, float* out);
 void to_float32(const void* values, ElementType type, int64_t count, float* out);
 void kv_write(const KvWriteArgs& args, int64_t num_rows, int64_t head_begin, int64_t head_end);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -16,6 +17,7 @@
 #include "isa.h"
 #include "ops.h"
 #include "thread_pool.h"
+#include "token_draw.h"
 
 namespace {
 
@@ -380,6 +382,32 @@ void test_bounds() {
           [&] { nybble::embed(&token, 1, out.data(), nybble::ElementType::kFloat32, 5, 4, sequence.q.data()); });
 }
 
+/// Draws under every filter against one that goes through all tokens; logits with many ties, and with infinities.
+void test_draws(Index num_tokens) {
+  Floats logits = normals(num_tokens);
+  for (float& logit : logits) logit = std::round(logit * 8.0F) / 4.0F;
+  for (std::size_t i = 3; i < logits.size(); i += 5) logits[i] = -std::numeric_limits<float>::infinity();
+  const float infinity = std::numeric_limits<float>::infinity();
+  const float largest = *std::max_element(logits.begin(), logits.end());
+  for (const float distance : {infinity, 0.5F}) {
+    for (const Index top_k : {0, 1, 20}) {
+      for (const double top_p : {1.0, 0.5}) {
+        const Index first = nybble::draw_token(logits.data(), num_tokens, {1.0F, 1e9F, distance, top_k, top_p, 0.0});
+        const Index last =
+            nybble::draw_token(logits.data(), num_tokens, {1.0F, 1e9F, distance, top_k, top_p, 0.9999999});
+        const auto may_be_drawn = [&](Index token) {
+          return token >= 0 && token < num_tokens && largest - logits[static_cast<std::size_t>(token)] <= distance &&
+                 (top_k != 1 || logits[static_cast<std::size_t>(token)] == largest);
+        };
+        check(may_be_drawn(first) && may_be_drawn(last) && first <= last, "draw_token");
+      }
+    }
+  }
+  logits[0] = std::numeric_limits<float>::quiet_NaN();  // refused above this layer; here no access may go astray
+  const Index drawn = nybble::draw_token(logits.data(), num_tokens, {1.0F, 1e9F, infinity, 2, 0.5, 0.5});
+  check(drawn >= 0 && drawn < num_tokens, "draw_token with NaN");
+}
+
 void test_everything() {
   const Index shapes[][3] = {{1, 1, 32}, {3, 17, 96}, {7, 40, 160}, {9, 33, 288}, {33, 64, 64}};
   for (const auto& shape : shapes) {
@@ -400,6 +428,7 @@ void test_everything() {
   }
   for (const Index window : {0, 530}) test_partitions(window);
   test_bounds();
+  for (const Index num_tokens : {1, 17, 255, 5003}) test_draws(num_tokens);
   check(nybble::decoder_pass_is_consistent(), "decoder pass: whole, in parts, beside another sequence");
 }
 
