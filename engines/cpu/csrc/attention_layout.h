@@ -12,6 +12,24 @@ constexpr std::int64_t kMaxHeadsPerKvHead = 64;
 
 static inline std::int64_t round_up_to_lanes(std::int64_t count) { return (count + 15) / 16 * 16; }
 
+/// Slots whose keys lie side by side, one lane each.
+constexpr std::int64_t kKeyGroup = 16;
+
+/// Whether a block's keys lie in groups of kKeyGroup slots, [head_dim / 2][kKeyGroup][2], or in rows of head_dim. With
+/// groups, a vector of sums over values holds the even dimensions of 32, the next one the odd ones: that takes half
+/// the instructions to read.
+static inline bool keys_in_groups(const KvCache& cache) {
+  return cache.element_type == ElementType::kBfloat16 && cache.block_size % kKeyGroup == 0 && cache.head_dim % 32 == 0;
+}
+
+/// Up to this many query vectors read keys and values straight from the cache, for all KV heads of a tile before the
+/// next tile: blocks are then read whole.
+constexpr std::int64_t kFewQueries = 16;
+
+static inline bool few_queries(const KvCache& cache, std::int64_t num_queries) {
+  return keys_in_groups(cache) && num_queries <= kFewQueries;
+}
+
 /// Softmax of `num_queries` queries over some positions, in one allocation of float32.
 struct AttentionState {
   float* largest;  // [queries] score; -inf where no position was seen
@@ -52,6 +70,40 @@ struct AttentionScratch {
     scratch.zeros = scratch.lane_sums + padded * 16;
     scratch.partition = AttentionState::at(scratch.zeros + stride, num_queries);
     return scratch;
+  }
+};
+
+/// Scratch of one thread for the heads of one item of few queries: `scores` and `factors` serve one head after the
+/// other, the rest is each head's own.
+struct FewQueriesScratch {
+  float* scores;
+  float* factors;
+  float* heads;
+  std::int64_t head_floats;
+
+  static std::int64_t floats(std::int64_t num_heads, std::int64_t num_queries, std::int64_t stride) {
+    return round_up_to_lanes(num_queries) * (kAttentionTileKeys + 1) + num_heads * floats_per_head(num_queries, stride);
+  }
+  static FewQueriesScratch at(float* memory, std::int64_t num_queries, std::int64_t stride) {
+    const std::int64_t padded = round_up_to_lanes(num_queries);
+    float* factors = memory + padded * kAttentionTileKeys;
+    return {memory, factors, factors + padded, floats_per_head(num_queries, stride)};
+  }
+  /// Without `tile` and `zeros`.
+  AttentionScratch of(std::int64_t head, std::int64_t num_queries, std::int64_t stride) const {
+    const std::int64_t padded = round_up_to_lanes(num_queries);
+    AttentionScratch scratch{};
+    scratch.scores = scores;
+    scratch.factors = factors;
+    scratch.q = heads + head * head_floats;
+    scratch.lane_sums = scratch.q + padded * stride;
+    scratch.partition = AttentionState::at(scratch.lane_sums + padded * 16, num_queries);
+    return scratch;
+  }
+
+ private:
+  static std::int64_t floats_per_head(std::int64_t num_queries, std::int64_t stride) {
+    return round_up_to_lanes(num_queries) * (stride + 16) + AttentionState::floats(num_queries, stride);
   }
 };
 

@@ -93,103 +93,132 @@ std::int64_t unit_cost(const AttentionArgs& args, const AttentionUnit& unit) {
          (args.sliding_window > 0 ? std::min(positions, args.sliding_window + unit.num_rows) : positions);
 }
 
-/// A thread's scratch and state for one unit, kept between calls.
+/// A thread's scratch and states for one item, kept between calls.
 float* thread_workspace(std::int64_t num_floats) {
   thread_local Scratch memory;
   return memory.take<float>(num_floats);
 }
 
-/// One attention call's units, spread over the threads.
+/// One attention call's units, cut into items and spread over the threads.
 class AttentionRun {
  public:
-  AttentionRun(const AttentionArgs& args, std::vector<AttentionUnit> units) : args_(args), units_(std::move(units)) {
+  AttentionRun(const AttentionArgs& args, std::vector<AttentionUnit> units)
+      : args_(args), units_(std::move(units)), group_(args.num_heads / args.cache.num_kv_heads) {
     // Long units first: the threads then end together.
     std::stable_sort(units_.begin(), units_.end(), [&](const AttentionUnit& a, const AttentionUnit& b) {
       return unit_cost(args, a) > unit_cost(args, b);
     });
-    int rows = 0;
-    for (const AttentionUnit& unit : units_) {
-      rows = std::max(rows, unit.num_rows);
-      cost_ += static_cast<double>(unit_cost(args, unit) * args.num_heads * args.cache.head_dim);
-    }
-    const std::int64_t queries = rows * (args.num_heads / args.cache.num_kv_heads);
     const std::int64_t stride = round_up_to_lanes(args.cache.head_dim);
-    scratch_floats_ = AttentionScratch::floats(queries, stride);
-    state_floats_ = AttentionState::floats(queries, stride);
+    for (const AttentionUnit& unit : units_) {
+      cost_ += static_cast<double>(unit_cost(args, unit) * args.num_heads * args.cache.head_dim);
+      const std::int64_t queries = unit.num_rows * group_;
+      const bool few = few_queries(args.cache, queries);
+      scratch_floats_ = std::max(scratch_floats_, few ? FewQueriesScratch::floats(num_kv_heads(), queries, stride)
+                                                      : AttentionScratch::floats(queries, stride));
+      state_floats_ = std::max(state_floats_, AttentionState::floats(queries, stride));
+    }
+    cut();
   }
 
   void run() {
-    const std::int64_t num_items = static_cast<std::int64_t>(units_.size()) * args_.cache.num_kv_heads;
-    // Fewer items than threads can share out evenly: the partitions become items.
-    if (num_items < kItemsPerThread * num_threads() && num_threads() > 1) {
-      for (const AttentionUnit& unit : units_) add_parts(unit);
-      const std::int64_t num_parts = static_cast<std::int64_t>(parts_.size());
-      if (num_parts > num_items && num_parts * state_floats_ <= kMaxStateFloats) return run_parts();
-    }
-    run_whole(num_items);
+    const KernelTable& table = kernels();
+    const auto num_items = static_cast<std::int64_t>(items_.size());
+    thread_local Scratch memory;
+    float* shared_states = is_partitioned_ ? memory.take<float>(num_states_ * state_floats_) : nullptr;
+    std::vector<std::atomic<std::int64_t>> num_done(is_partitioned_ ? items_.size() : 0);
+    parallel_for(num_items, cost_ / static_cast<double>(num_items), [&](std::int64_t begin, std::int64_t end) {
+      const std::int64_t own_floats = is_partitioned_ ? 0 : num_kv_heads() * state_floats_;
+      float* workspace = thread_workspace(scratch_floats_ + own_floats);
+      for (std::int64_t i = begin; i < end; ++i) {
+        const Item& item = items_[static_cast<std::size_t>(i)];
+        float* states =
+            is_partitioned_ ? shared_states + item.first_state * state_floats_ : workspace + scratch_floats_;
+        const AttentionItem* next = i + 1 < num_items ? &items_[static_cast<std::size_t>(i + 1)].work : nullptr;
+        table.attention(args_, item.work, next, workspace, states, state_floats_);
+        if (is_partitioned_ && !is_last_part(item, num_done)) continue;
+        finish(table, item, is_partitioned_ ? shared_states + first_item(item).first_state * state_floats_ : states);
+      }
+    });
   }
 
  private:
+  /// Below this a thread's share is too uneven: the partitions become items of their own.
   static constexpr std::int64_t kItemsPerThread = 4;
+  /// The same where heads part that would have read blocks whole, see isa/attention_few_queries.h.
+  static constexpr std::int64_t kHeadItemsPerThread = 2;
   static constexpr std::int64_t kMaxStateFloats = std::int64_t{4} << 20;  // 16 MiB
 
-  struct Part {
-    std::int64_t unit, kv_head, partition;
-    std::int64_t first_part;  // of this unit and head; its parts follow each other
-    std::int64_t num_parts;
+  /// The parts of a unit's heads, one or one a partition, follow each other.
+  struct Item {
+    AttentionItem work;
+    std::int64_t first_state;
+    std::int64_t first_part, num_parts;
   };
 
-  void add_parts(const AttentionUnit& unit) {
-    const Partitions partitions = partitions_of(args_, unit);
-    for (std::int64_t head = 0; head < args_.cache.num_kv_heads; ++head) {
-      const std::int64_t first = static_cast<std::int64_t>(parts_.size());
-      for (std::int64_t partition = partitions.first; partition < partitions.last; ++partition) {
-        parts_.push_back({&unit - units_.data(), head, partition, first, partitions.last - partitions.first});
+  std::int64_t num_kv_heads() const { return args_.cache.num_kv_heads; }
+
+  /// Few queries take all KV heads together as long as that leaves every thread something to do.
+  void cut() {
+    const std::int64_t num_wanted = num_threads() > 1 ? num_threads() : 0;
+    std::int64_t heads = num_kv_heads();
+    add_items(heads, false);
+    if (num_items() < kItemsPerThread * num_wanted) {
+      const std::int64_t num_whole = num_items();
+      add_items(heads, true);
+      const bool is_worth_it = num_items() > num_whole && num_states_ * state_floats_ <= kMaxStateFloats;
+      if (!is_worth_it) add_items(heads, false);
+    }
+    while (heads > 1 && num_items() < kHeadItemsPerThread * num_wanted) {
+      heads = (heads + 1) / 2;
+      add_items(heads, is_partitioned_);
+    }
+  }
+
+  std::int64_t num_items() const { return static_cast<std::int64_t>(items_.size()); }
+
+  /// Heads vary faster than units: neighbours read the same blocks.
+  void add_items(std::int64_t heads_together, bool by_partition) {
+    items_.clear();
+    num_states_ = 0;
+    is_partitioned_ = by_partition;
+    for (const AttentionUnit& unit : units_) {
+      const Partitions partitions = partitions_of(args_, unit);
+      const std::int64_t heads = few_queries(args_.cache, unit.num_rows * group_) ? heads_together : 1;
+      const std::int64_t step = by_partition ? 1 : partitions.last - partitions.first;
+      for (std::int64_t head = 0; head < num_kv_heads(); head += heads) {
+        const std::int64_t last_head = std::min(head + heads, num_kv_heads());
+        const std::int64_t first_part = num_items();
+        const std::int64_t num_parts = (partitions.last - partitions.first) / step;
+        for (std::int64_t first = partitions.first; first < partitions.last; first += step) {
+          items_.push_back({{&unit, head, last_head, first, first + step}, num_states_, first_part, num_parts});
+          num_states_ += last_head - head;
+        }
       }
     }
   }
 
-  /// Heads vary fastest: neighbours read the same blocks.
-  void run_whole(std::int64_t num_items) {
-    const KernelTable& table = kernels();
-    const std::int64_t num_kv_heads = args_.cache.num_kv_heads;
-    parallel_for(num_items, cost_ / static_cast<double>(num_items), [&](std::int64_t begin, std::int64_t end) {
-      float* state = thread_workspace(scratch_floats_ + state_floats_);
-      float* scratch = state + state_floats_;
-      for (std::int64_t i = begin; i < end; ++i) {
-        const AttentionUnit& unit = units_[static_cast<std::size_t>(i / num_kv_heads)];
-        const Partitions partitions = partitions_of(args_, unit);
-        table.attention(args_, unit, i % num_kv_heads, partitions.first, partitions.last, scratch, state);
-        table.attention_finish(args_, unit, i % num_kv_heads, state, state_floats_, 1);
-      }
-    });
+  const Item& first_item(const Item& item) const { return items_[static_cast<std::size_t>(item.first_part)]; }
+
+  /// The thread that ends the last part of a unit's heads merges them all, in the order of the partitions.
+  static bool is_last_part(const Item& item, std::vector<std::atomic<std::int64_t>>& num_done) {
+    auto& done = num_done[static_cast<std::size_t>(item.first_part)];
+    return done.fetch_add(1, std::memory_order_acq_rel) + 1 == item.num_parts;
   }
 
-  /// The thread that ends a unit's last part merges them all, in the order of the partitions.
-  void run_parts() {
-    const KernelTable& table = kernels();
-    const std::int64_t num_parts = static_cast<std::int64_t>(parts_.size());
-    thread_local Scratch memory;
-    float* states = memory.take<float>(num_parts * state_floats_);
-    std::vector<std::atomic<std::int64_t>> num_done(parts_.size());
-    parallel_for(num_parts, cost_ / static_cast<double>(num_parts), [&](std::int64_t begin, std::int64_t end) {
-      float* scratch = thread_workspace(scratch_floats_ + state_floats_);
-      for (std::int64_t i = begin; i < end; ++i) {
-        const Part& part = parts_[static_cast<std::size_t>(i)];
-        const AttentionUnit& unit = units_[static_cast<std::size_t>(part.unit)];
-        table.attention(args_, unit, part.kv_head, part.partition, part.partition + 1, scratch,
-                        states + i * state_floats_);
-        auto& done = num_done[static_cast<std::size_t>(part.first_part)];
-        if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < part.num_parts) continue;
-        table.attention_finish(args_, unit, part.kv_head, states + part.first_part * state_floats_, state_floats_,
-                               part.num_parts);
-      }
-    });
+  void finish(const KernelTable& table, const Item& item, float* states) const {
+    const std::int64_t num_heads = item.work.last_head - item.work.first_head;
+    for (std::int64_t head = 0; head < num_heads; ++head) {
+      table.attention_finish(args_, *item.work.unit, item.work.first_head + head, states + head * state_floats_,
+                             num_heads * state_floats_, item.num_parts);
+    }
   }
 
   const AttentionArgs& args_;
   std::vector<AttentionUnit> units_;
-  std::vector<Part> parts_;
+  std::int64_t group_;
+  std::vector<Item> items_;
+  bool is_partitioned_ = false;
+  std::int64_t num_states_ = 0;
   double cost_ = 0.0;
   std::int64_t scratch_floats_ = 0;
   std::int64_t state_floats_ = 0;

@@ -156,7 +156,8 @@ struct SiluMulArgs {
 };
 
 /// kFloat8E4m3: a block's rows of a head are followed by a byte b a row: its codes stand for 2^(b - 127) times their
-/// value, b = 255 for NaN. The last dimension then is head_dim + 1.
+/// value, b = 255 for NaN. The last dimension then is head_dim + 1. Where `keys_in_groups` (attention_layout.h), keys
+/// lie in groups of 16 slots, [head_dim / 2][16 slots][2], so that products need no transposing.
 struct KvCache {
   void* k;  // [num_blocks, num_kv_heads, block_size, head_dim]
   void* v;
@@ -180,6 +181,14 @@ struct AttentionUnit {
   std::int64_t first_position;
   int num_rows;
   const std::int32_t* block_table;
+};
+
+/// A piece of work: heads [first_head, last_head) of the KV heads over partitions [first_partition, last_partition),
+/// neither of them empty. More than one head only where `few_queries` (attention_layout.h) says so.
+struct AttentionItem {
+  const AttentionUnit* unit;
+  std::int64_t first_head, last_head;
+  std::int64_t first_partition, last_partition;
 };
 
 struct AttentionArgs {
@@ -235,10 +244,10 @@ struct KernelTable {
   void (*add_scaled)(const float* x, float weight, std::int64_t num_columns, float* out);  // out += weight * x
   void (*to_float32)(const void* values, ElementType type, std::int64_t count, float* out);
   void (*kv_write)(const KvWriteArgs&, std::int64_t num_rows, std::int64_t head_begin, std::int64_t head_end);
-  /// One unit for one KV head over the partitions [first_partition, last_partition), which must not be empty, into
-  /// `state`. `workspace` and `state`: AttentionScratch and AttentionState of attention_layout.h, 64-byte aligned.
-  void (*attention)(const AttentionArgs&, const AttentionUnit&, std::int64_t kv_head, std::int64_t first_partition,
-                    std::int64_t last_partition, float* workspace, float* state);
+  /// One item into its heads' states, `state_floats` apart. `next` is what memory is asked for meanwhile, or null.
+  /// `workspace` and `states`: AttentionScratch and AttentionState of attention_layout.h, 64-byte aligned.
+  void (*attention)(const AttentionArgs&, const AttentionItem&, const AttentionItem* next, float* workspace,
+                    float* states, std::int64_t state_floats);
   /// Merges states of ascending partitions, `state_floats` apart, into the first and writes the unit's rows of `out`.
   void (*attention_finish)(const AttentionArgs&, const AttentionUnit&, std::int64_t kv_head, float* states,
                            std::int64_t state_floats, std::int64_t num_states);

@@ -124,12 +124,17 @@ def test_partitions_and_threads_give_the_same_bits(
             np.testing.assert_array_equal(bits(part), bits(whole[first:last]), f"{first}, {count} threads")
 
 
-def test_the_block_size_does_not_change_a_bit(isa: str, rng: np.random.Generator) -> None:
-    q = rng.standard_normal((90, 4, 48)).astype(np.float32)
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+@pytest.mark.parametrize("head_dim", [48, 64])
+@pytest.mark.parametrize("num_rows", [90, 1])
+def test_the_block_size_does_not_change_a_bit(
+    isa: str, rng: np.random.Generator, num_rows: int, head_dim: int, dtype: str
+) -> None:
+    q = rng.standard_normal((num_rows, 4, head_dim)).astype(np.float32)
     outs = []
-    for block_size in (1, 16, 24, 64, 100):
-        cached = fill_cache(np.random.default_rng(5), 90, 2, 48, block_size, "bfloat16")
-        outs.append(bits(attend(cached, q, 0)))
+    for block_size in (1, 16, 24, 32, 48, 64, 100):
+        cached = fill_cache(np.random.default_rng(5), 90, 2, head_dim, block_size, dtype)
+        outs.append(bits(attend(cached, q, 90 - num_rows)))
     for out in outs[1:]:
         np.testing.assert_array_equal(out, outs[0])
 
@@ -148,25 +153,65 @@ def test_a_row_does_not_see_what_later_rows_of_its_chunk_hold(isa: str, rng: np.
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("window", [0, 70])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8"])
 def test_a_sequence_in_a_batch_has_the_bits_it_has_alone(
-    isa: str, rng: np.random.Generator, num_threads: int, restore_threads: None
+    isa: str, rng: np.random.Generator, dtype: str, window: int, num_threads: int, restore_threads: None
 ) -> None:
-    lengths, news = [37, 5, 90, 700], [1, 5, 20, 2]
-    cached = fill_cache(rng, 768, 2, 64, 16, "float32")
-    tables = np.stack([np.roll(cached.block_table, shift)[:44] for shift in (0, 3, 7, 2)]).copy()
-    keys, values = (np.where(np.isnan(a), np.float32(0.5), a) for a in (cached.keys, cached.values))
-    q = rng.standard_normal((sum(news), 4, 64)).astype(np.float32)
+    """Decode, speculation and prefill together; a context of one token, of whole tiles, and longer ones."""
+    lengths, news = [37, 5, 90, 700, 1, 128, 65], [1, 5, 20, 2, 1, 3, 1]
+    cached = fill_cache(rng, 768, 5, 64, 16, dtype)
+    keys, values = cached.keys, cached.values
+    tables = np.stack([np.roll(cached.block_table, shift)[:44] for shift in range(7)]).copy()
+    filled = {"float32": np.float32(0.5), "bfloat16": np.uint16(0x3F00), "fp8": np.uint8(0x30)}[dtype]
+    for block in set(range(len(keys))) - set(cached.block_table[:48].tolist()):
+        keys[block] = values[block] = filled
+    q = rng.standard_normal((sum(news), 20, 64)).astype(np.float32)
     starts = np.concatenate([[0], np.cumsum(news)]).astype(np.int32)
     out = np.empty_like(q)
     kernels.set_num_threads(num_threads)
-    kernels.paged_attention(q, keys, values, tables, starts, np.array(lengths, np.int32), 0.125, 0, out)
+    contexts = np.array(lengths, np.int32)
+    kernels.paged_attention(q, keys, values, tables, starts, contexts, 0.125, window, out)
+    assert np.isfinite(out).all()
     kernels.set_num_threads(1)
     for i, (length, new) in enumerate(zip(lengths, news, strict=True)):
         rows = np.ascontiguousarray(q[starts[i] : starts[i + 1]])
-        alone = Cached(keys, values, tables[i], keys, values)
+        alone = Cached(keys, values, tables[i], cached.k, cached.v)
         np.testing.assert_array_equal(
-            bits(attend(alone, rows, length - new)), bits(out[starts[i] : starts[i + 1]])
+            bits(attend(alone, rows, length - new, window)), bits(out[starts[i] : starts[i + 1]])
         )
+
+
+@pytest.mark.parametrize("context", [1, 16, 17, 64, 65, 512, 513, 900])
+@pytest.mark.parametrize("kv_heads", [1, 3, 8])
+def test_heads_spread_over_threads_give_the_same_bits(
+    isa: str, rng: np.random.Generator, kv_heads: int, context: int, restore_threads: None
+) -> None:
+    """One sequence: few enough pieces of work that threads share its partitions, then its KV heads."""
+    cached = fill_cache(rng, context, kv_heads, 64, 16, "bfloat16")
+    q = rng.standard_normal((1, 4 * kv_heads, 64)).astype(np.float32)
+    want = reference.attention(q, cached.k, cached.v, context - 1, 64**-0.5, 0)
+    kernels.set_num_threads(1)
+    alone = attend(cached, q, context - 1)
+    np.testing.assert_allclose(alone, want, rtol=0, atol=3e-6)
+    for count in (2, 3, 16):
+        kernels.set_num_threads(count)
+        np.testing.assert_array_equal(bits(attend(cached, q, context - 1)), bits(alone), f"{count} threads")
+
+
+@pytest.mark.parametrize(("head_dim", "block_size"), [(64, 16), (32, 48), (64, 24), (48, 16)])
+def test_bfloat16_keys_lie_in_groups_of_slots_where_they_can(
+    isa: str, rng: np.random.Generator, head_dim: int, block_size: int
+) -> None:
+    k = rng.integers(-8, 8, (3 * block_size, 2, head_dim)).astype(np.float32)
+    caches = [np.zeros((3, 2, block_size, head_dim), np.uint16) for _ in range(2)]
+    kernels.kv_write(k, -k, np.arange(3 * block_size), caches[0], caches[1])
+    rows = k.reshape(3, block_size, 2, head_dim).swapaxes(1, 2)
+    np.testing.assert_array_equal(caches[1].view(ml_dtypes.bfloat16).astype(np.float32), -rows)
+    if block_size % 16 == 0 and head_dim % 32 == 0:
+        groups = rows.reshape(3, 2, block_size // 16, 16, head_dim // 2, 2)
+        rows = groups.swapaxes(3, 4).reshape(rows.shape)
+    np.testing.assert_array_equal(caches[0].view(ml_dtypes.bfloat16).astype(np.float32), rows)
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])

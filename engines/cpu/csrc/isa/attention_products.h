@@ -3,6 +3,7 @@
 //
 // Every output is one chain of fused multiply-adds over ascending k, whatever the tile's size.
 
+#include "attention_queries.h"
 #include "kv_tiles.h"
 
 namespace nybble::NYBBLE_ISA {
@@ -17,6 +18,10 @@ constexpr int kVectorTile = 1;
 constexpr int kQueryTile = 2;
 constexpr int kVectorTile = 1;
 #endif
+
+/// Lines asked for are brought to L2, and from there to L1 this far ahead; at a group's end that is the next head's.
+constexpr int64_t kNearKeyBytes = 256;
+constexpr int64_t kNearValueBytes = 1024;
 
 template <int Value>
 struct Number {
@@ -70,6 +75,17 @@ struct CachedTile {
   CachedTile from(int64_t first) const { return {tile, ahead, column + first}; }
 };
 
+/// The same from groups of slots. Every line that is read asks for the line of `ahead` in its place.
+template <ElementType Type>
+struct GroupedValues {
+  const std::uint8_t* const* groups;
+  const std::uint8_t* const* ahead;
+  int64_t row_bytes;
+  int64_t column;
+
+  GroupedValues from(int64_t first) const { return {groups, ahead, row_bytes, column + first}; }
+};
+
 /// acc[q][v] += a[q][k] * b[k][v] for k in [begin, end). Inlined by force: called, it keeps its sums in memory.
 template <int Queries, int Vectors, typename Tile>
 [[gnu::always_inline]] static inline void multiply(const float* a, int64_t a_stride, const Tile& b, int64_t begin,
@@ -81,6 +97,32 @@ template <int Queries, int Vectors, typename Tile>
     for (int q = 0; q < Queries; ++q) {
       const F16 factor = splat(a[q * a_stride + k]);
       for (int v = 0; v < Vectors; ++v) acc[q][v] = fma(factor, row[v], acc[q][v]);
+    }
+  }
+}
+
+template <ElementType Type, int Queries, int Vectors>
+[[gnu::always_inline]] static inline void multiply(const float* a, int64_t a_stride, const GroupedValues<Type>& b,
+                                                   int64_t begin, int64_t end, F16 (&acc)[Queries][Vectors]) {
+  const int64_t first_byte = b.column / 32 * 32 * element_bytes(Type);
+  const bool is_odd = b.column % 32 != 0;  // where a tile is one vector
+  for (int64_t k = begin; k < end;) {
+    const std::uint8_t* row = b.groups[k / kKeyGroup] + k % kKeyGroup * b.row_bytes + first_byte;
+    const int64_t ahead = b.ahead[k / kKeyGroup] - b.groups[k / kKeyGroup];
+    for (const int64_t last = min64(end, (k / kKeyGroup + 1) * kKeyGroup); k < last; ++k, row += b.row_bytes) {
+      F16 values[Vectors];
+      for (int v = 0; v < Vectors; ++v) {
+        const std::uint8_t* pairs = row + v / 2 * 32 * element_bytes(Type);
+        if (v % 2 == 0) {
+          __builtin_prefetch(pairs + ahead, 0, 2);
+          __builtin_prefetch(pairs + kNearValueBytes, 0, 3);
+        }
+        values[v] = load_value_pairs<Type>(pairs, Vectors > 1 ? v % 2 == 1 : is_odd);
+      }
+      for (int q = 0; q < Queries; ++q) {
+        const F16 factor = splat(a[q * a_stride + k]);
+        for (int v = 0; v < Vectors; ++v) acc[q][v] = fma(factor, values[v], acc[q][v]);
+      }
     }
   }
 }
@@ -102,6 +144,38 @@ static inline void score_tile(const float* q, const float* keys, int64_t stride,
   }
 }
 
+/// scores[q][16 v ..] of `Queries` queries against `Vectors` groups of keys in the cache, all dimensions. Every line
+/// that is read asks for the line of `ahead` in its place.
+template <ElementType Type, int Queries, int Vectors>
+static inline void score_groups(const float* q, const std::uint8_t* const* groups, const std::uint8_t* const* ahead,
+                                int64_t head_dim, float* scores) {
+  F16 acc[Queries][Vectors];
+  for (int i = 0; i < Queries; ++i) {
+    for (int v = 0; v < Vectors; ++v) acc[i][v] = splat(0.0F);
+  }
+  const auto add = [&](const float* factors, const F16(&keys)[Vectors]) {
+    for (int i = 0; i < Queries; ++i) {
+      const F16 factor = splat(factors[i * head_dim]);
+      for (int v = 0; v < Vectors; ++v) acc[i][v] = fma(factor, keys[v], acc[i][v]);
+    }
+  };
+  for (int64_t d = 0; d < head_dim; d += 2) {
+    const int64_t byte = d * kKeyGroup * element_bytes(Type);
+    for (int v = 0; v < Vectors; ++v) {
+      __builtin_prefetch(ahead[v] + byte, 0, 2);
+      __builtin_prefetch(groups[v] + byte + kNearKeyBytes, 0, 3);
+    }
+    F16 keys[Vectors];
+    for (int v = 0; v < Vectors; ++v) keys[v] = load_key_dimension<Type, false>(groups[v] + byte);
+    add(q + d, keys);
+    for (int v = 0; v < Vectors; ++v) keys[v] = load_key_dimension<Type, true>(groups[v] + byte);
+    add(q + d + 1, keys);
+  }
+  for (int i = 0; i < Queries; ++i) {
+    for (int v = 0; v < Vectors; ++v) store(scores + i * kAttentionTileKeys + 16 * v, acc[i][v]);
+  }
+}
+
 /// sums[q] = sums[q] * factors[q] + weights[q][j] * values[j] over j in [begin, end); `factors` null: 1.
 template <int Queries, int Vectors, typename Tile>
 static inline void value_tile(const float* weights, const float* factors, const Tile& values, int64_t begin,
@@ -116,6 +190,41 @@ static inline void value_tile(const float* weights, const float* factors, const 
   multiply(weights, kAttentionTileKeys, values, begin, end, acc);
   for (int i = 0; i < Queries; ++i) {
     for (int v = 0; v < Vectors; ++v) store(sums + i * stride + 16 * v, acc[i][v]);
+  }
+}
+
+/// The values of a tile for `Count` queries from `first` on. Rows see different positions: what all see is one product,
+/// the rest goes query by query.
+template <int Count, typename Tile>
+static inline void add_values(const TileView& view, const Tile& values, int64_t stride, int64_t first,
+                              const AttentionScratch& scratch, const AttentionState& state) {
+  const Range oldest = view.of(first);
+  const Range newest = view.of(first + Count - 1);
+  const float* weights = scratch.scores + first * kAttentionTileKeys;
+  const float* factors = scratch.factors + first;
+  float* sums = state.values + first * stride;
+  const int64_t num_vectors = stride / 16;
+  const auto add_one = [&](int64_t i, Range positions, const float* factor) {
+    for_vector_tiles(0, num_vectors, [&](auto vectors, int64_t v) {
+      value_tile<1, decltype(vectors)::value>(weights + i * kAttentionTileKeys, factor, values.from(16 * v),
+                                              positions.begin, positions.end, sums + i * stride + 16 * v, stride);
+    });
+  };
+  const Range common{newest.begin, oldest.end};
+  if (common.begin >= common.end) {
+    for (int64_t i = 0; i < Count; ++i) add_one(i, view.of(first + i), factors + i);
+    return;
+  }
+  if (oldest.begin < common.begin) {
+    for (int64_t i = 0; i < Count; ++i) add_one(i, {view.of(first + i).begin, common.begin}, factors + i);
+    factors = nullptr;
+  }
+  for_vector_tiles(0, num_vectors, [&](auto vectors, int64_t v) {
+    value_tile<Count, decltype(vectors)::value>(weights, factors, values.from(16 * v), common.begin, common.end,
+                                                sums + 16 * v, stride);
+  });
+  for (int64_t i = 0; common.end < newest.end && i < Count; ++i) {
+    add_one(i, {common.end, view.of(first + i).end}, nullptr);
   }
 }
 

@@ -28,6 +28,21 @@ struct Queries {
   }
 };
 
+/// Query vectors times scale and log2(e), rows of `stride`.
+static inline void load_queries(const Queries& queries, float* q) {
+  const F16 scale = splat(queries.args.scale * 1.44269504F);  // scores are exponents of two
+  const int64_t head_dim = queries.args.cache.head_dim;
+  for (int64_t row = 0; row < queries.unit.num_rows; ++row) {
+    const float* source = queries.args.q + queries.offset(row);
+    for (int64_t head = 0; head < queries.group; ++head, source += head_dim, q += queries.stride) {
+      for (int64_t d = 0; d < head_dim; d += 16) {
+        const F16 part = head_dim - d >= 16 ? load(source + d) : load_partial(source + d, head_dim - d);
+        store(q + d, part * scale);
+      }
+    }
+  }
+}
+
 /// What the rows see of the tile at position `start`. Neither end of a range decreases from row to row.
 struct TileView {
   Range seen[kAttentionUnitQueries];  // of each row, empty where it sees nothing

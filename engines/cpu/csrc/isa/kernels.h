@@ -37,8 +37,8 @@ void token_weights(const float* logits, int64_t num_tokens, float maximum, float
 void add_scaled(const float* x, float weight, int64_t num_columns, float* out);
 void to_float32(const void* values, ElementType type, int64_t count, float* out);
 void kv_write(const KvWriteArgs& args, int64_t num_rows, int64_t head_begin, int64_t head_end);
-void attention(const AttentionArgs& args, const AttentionUnit& unit, int64_t kv_head, int64_t first_partition,
-               int64_t last_partition, float* workspace, float* state);
+void attention(const AttentionArgs& args, const AttentionItem& item, const AttentionItem* next, float* workspace,
+               float* states, int64_t state_floats);
 void attention_finish(const AttentionArgs& args, const AttentionUnit& unit, int64_t kv_head, float* states,
                       int64_t state_floats, int64_t num_states);
 double limit_operations(LimitKind kind, int64_t iterations);

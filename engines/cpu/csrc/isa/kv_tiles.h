@@ -4,24 +4,26 @@
 // Reading one tile asks for the next one, line by line in the order of its rows: blocks lie anywhere in memory, but in
 // that order the prefetcher of the processor follows inside a block.
 
-#include "kv_rows.h"
+#include "kv_groups.h"
 
 namespace nybble::NYBBLE_ISA {
 
-/// The rows to read after those in hand.
+/// The rows, or groups, to read after those in hand.
 class Ahead {
  public:
-  Ahead(const TileRows& tile, int64_t row_bytes) : tile_(tile), row_bytes_(row_bytes) {}
+  Ahead(const std::uint8_t* const* rows, int64_t num_rows, int64_t row_bytes)
+      : rows_(rows), num_rows_(num_rows), row_bytes_(row_bytes) {}
 
   /// To be called for every part of a row that is read, `byte` bytes from its begin: asks for one line a line.
   void fetch(int64_t byte) {
-    if (byte % 64 != 0 || row_ >= kAttentionTileKeys) return;
-    __builtin_prefetch(tile_.rows[row_] + byte_, 0, 2);
+    if (byte % 64 != 0 || row_ >= num_rows_) return;
+    __builtin_prefetch(rows_[row_] + byte_, 0, 2);
     for (byte_ += 64; byte_ >= row_bytes_; byte_ -= row_bytes_) ++row_;
   }
 
  private:
-  const TileRows& tile_;
+  const std::uint8_t* const* rows_;
+  int64_t num_rows_;
   int64_t row_bytes_;
   int64_t row_ = 0;
   int64_t byte_ = 0;
@@ -130,6 +132,36 @@ static inline void pack_keys(const TileRows& tile, int64_t first_vector, int64_t
         ahead.fetch(d * element_bytes(Type));
       }
       transpose(rows, out + d * kAttentionTileKeys + first_key);
+    }
+  }
+}
+
+/// Dimensions [begin, end) of the keys of groups [first, last) -> out [stride][kAttentionTileKeys].
+template <ElementType Type>
+static inline void pack_key_groups(const std::uint8_t* const* groups, int64_t first, int64_t last, int64_t begin,
+                                   int64_t end, Ahead& ahead, float* out) {
+  constexpr int64_t kPairBytes = 2 * kKeyGroup * element_bytes(Type);
+  for (int64_t g = first; g < last; ++g) {
+    for (int64_t d = begin; d < end; d += 2) {
+      const std::uint8_t* pairs = groups[g] + d / 2 * kPairBytes;
+      float* target = out + d * kAttentionTileKeys + g * kKeyGroup;
+      store(target, load_key_dimension<Type, false>(pairs));
+      store(target + kAttentionTileKeys, load_key_dimension<Type, true>(pairs));
+      ahead.fetch(d / 2 * kPairBytes);
+    }
+  }
+}
+
+/// Values of positions [begin, end) -> out [kAttentionTileKeys][stride], the even dimensions of 32 before the odd ones.
+template <ElementType Type>
+static inline void pack_value_pairs(const TileRows& tile, int64_t begin, int64_t end, int64_t stride, Ahead& ahead,
+                                    float* out) {
+  for (int64_t j = begin; j < end; ++j) {
+    for (int64_t d = 0; d < stride; d += 32) {
+      const std::uint8_t* pairs = tile.rows[j] + d * element_bytes(Type);
+      store(out + j * stride + d, load_value_pairs<Type>(pairs, false));
+      store(out + j * stride + d + 16, load_value_pairs<Type>(pairs, true));
+      ahead.fetch(d * element_bytes(Type));
     }
   }
 }

@@ -1,5 +1,6 @@
 // Keys and values of new positions into the paged cache.
 
+#include "../attention_layout.h"
 #include "kernels.h"
 #include "kv_rows.h"
 
@@ -48,6 +49,15 @@ void write_e4m3(const float* values, int64_t count, std::uint8_t* target, std::u
   for (int64_t i = 0; i < count; ++i) target[i] = e4m3_code(values[i], inverse);
 }
 
+/// One slot of a group: its pairs of dimensions are kKeyGroup pairs apart.
+void write_bfloat16_pairs(const float* values, int64_t count, std::uint16_t* target) {
+  for (int64_t i = 0; i < count; i += 16) {
+    std::uint16_t part[16];
+    store_bfloat16(part, load(values + i));
+    for (int64_t j = 0; j < 16; j += 2) std::memcpy(target + (i + j) * kKeyGroup, part + j, 2 * sizeof(part[0]));
+  }
+}
+
 void write_row(const float* values, const KvCache& cache, void* base, int64_t slot, int64_t kv_head) {
   const int64_t in_block = slot % cache.block_size;
   auto* rows = static_cast<std::uint8_t*>(base) + head_block_offset(cache, slot / cache.block_size, kv_head);
@@ -62,6 +72,14 @@ void write_row(const float* values, const KvCache& cache, void* base, int64_t sl
   }
 }
 
+void write_key(const float* values, const KvCache& cache, int64_t slot, int64_t kv_head) {
+  if (!keys_in_groups(cache)) return write_row(values, cache, cache.k, slot, kv_head);
+  const int64_t in_block = slot % cache.block_size;
+  auto* head = static_cast<std::uint8_t*>(cache.k) + head_block_offset(cache, slot / cache.block_size, kv_head);
+  auto* group = reinterpret_cast<std::uint16_t*>(head) + in_block / kKeyGroup * kKeyGroup * cache.head_dim;
+  write_bfloat16_pairs(values, cache.head_dim, group + 2 * (in_block % kKeyGroup));
+}
+
 }  // namespace
 
 // Rows in ascending order inside a head: where two name one slot, the later one stays.
@@ -70,7 +88,7 @@ void kv_write(const KvWriteArgs& args, int64_t num_rows, int64_t head_begin, int
   for (int64_t head = head_begin; head < head_end; ++head) {
     for (int64_t row = 0; row < num_rows; ++row) {
       const int64_t source = (row * cache.num_kv_heads + head) * cache.head_dim;
-      write_row(args.k + source, cache, cache.k, args.slots[row], head);
+      write_key(args.k + source, cache, args.slots[row], head);
       write_row(args.v + source, cache, cache.v, args.slots[row], head);
     }
   }

@@ -94,6 +94,14 @@ static inline F16 load_bfloat16(const std::uint16_t* p) {
   const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
 }
+/// Of 16 pairs of bfloat16 numbers the first ones, or the second ones.
+static inline F16 load_even_bfloat16(const void* pairs) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(pairs), 16))};
+}
+static inline F16 load_odd_bfloat16(const void* pairs) {
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(pairs), high))};
+}
 static inline F16 load_float16(const std::uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
@@ -156,6 +164,17 @@ static inline __m256 widen_bfloat16(__m128i raw) {
 static inline F16 load_bfloat16(const std::uint16_t* p) {
   return {widen_bfloat16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
           widen_bfloat16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+static inline F16 load_even_bfloat16(const void* pairs) {
+  const auto* p = static_cast<const __m256i*>(pairs);
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(p), 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(p + 1), 16))};
+}
+static inline F16 load_odd_bfloat16(const void* pairs) {
+  const auto* p = static_cast<const __m256i*>(pairs);
+  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
+  return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(p), high)),
+          _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(p + 1), high))};
 }
 static inline F16 load_float16(const std::uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
@@ -230,6 +249,16 @@ static inline F16 load_bfloat16(const std::uint16_t* p) {
   alignas(64) float values[16];
   for (int i = 0; i < 16; ++i) values[i] = bfloat16_to_float(p[i]);
   return load(values);
+}
+static inline F16 load_even_bfloat16(const void* pairs) {
+  I4 lanes[4];
+  std::memcpy(lanes, pairs, sizeof(lanes));
+  return lanewise([&](int i) { return (F4)(lanes[i] << 16); });
+}
+static inline F16 load_odd_bfloat16(const void* pairs) {
+  I4 lanes[4];
+  std::memcpy(lanes, pairs, sizeof(lanes));
+  return lanewise([&](int i) { return (F4)(lanes[i] & static_cast<std::int32_t>(0xffff0000U)); });
 }
 static inline F16 load_float16(const std::uint16_t* p) {
   alignas(64) float values[16];
@@ -317,6 +346,24 @@ static inline void store_partial(float* p, F16 a, int64_t count) {
   alignas(64) float lane[16];
   store(lane, a);
   for (int64_t i = 0; i < count; ++i) p[i] = lane[i];
+}
+
+/// a[0], b[0], a[1], b[1] ...
+static inline void store_interleaved(float* p, F16 a, F16 b) {
+#if defined(NYBBLE_ISA_AVX512)
+  const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  _mm512_storeu_ps(p, _mm512_permutex2var_ps(a.v, low, b.v));
+  _mm512_storeu_ps(p + 16, _mm512_permutex2var_ps(a.v, high, b.v));
+#else
+  alignas(64) float first[16], second[16];
+  store(first, a);
+  store(second, b);
+  for (int i = 0; i < 16; ++i) {
+    p[2 * i] = first[i];
+    p[2 * i + 1] = second[i];
+  }
+#endif
 }
 
 /// e^x within about 1 ulp for x in [-87, 88], clamped outside; NaN stays NaN.

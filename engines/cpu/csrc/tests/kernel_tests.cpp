@@ -322,28 +322,35 @@ void test_attention(Index head_dim, Index block_size, Index window) {
   check(same_bits(whole, single), name + ", decode against prefill");
 }
 
-// Keys and values that E4M3 holds exactly, in caches of exactly the bytes they need: the scales come after the rows.
-void test_fp8_cache(Index head_dim, Index block_size) {
-  Sequence sequence(45, 6, 2, head_dim, block_size);
+// Keys and values that the type holds exactly, in caches of exactly the bytes they need. E4M3: scales after the rows.
+void test_narrow_cache(nybble::ElementType type, Index head_dim, Index block_size, Index heads, Index window) {
+  Sequence sequence(77, heads, 2, head_dim, block_size);
   for (Floats* rows : {&sequence.k, &sequence.v}) {
     for (float& value : *rows) value = std::round(2.0F * value) / 2.0F;
   }
   const Index num_blocks = static_cast<Index>(sequence.table.size());
-  std::vector<std::uint8_t> keys(static_cast<std::size_t>(num_blocks * 2 * block_size * (head_dim + 1)), 0xff);
+  const Index row_bytes = type == nybble::ElementType::kFloat8E4m3 ? head_dim + 1 : 2 * head_dim;
+  std::vector<std::uint8_t> keys(static_cast<std::size_t>(num_blocks * 2 * block_size * row_bytes), 0xff);
   std::vector<std::uint8_t> values = keys;
-  const nybble::KvCache cache{
-      keys.data(), values.data(), num_blocks, 2, block_size, head_dim, nybble::ElementType::kFloat8E4m3};
+  const nybble::KvCache cache{keys.data(), values.data(), num_blocks, 2, block_size, head_dim, type};
   std::vector<std::int64_t> slots;
-  for (Index i = 0; i < 45; ++i) {
+  for (Index i = 0; i < 77; ++i) {
     slots.push_back(sequence.table[static_cast<std::size_t>(i / block_size)] * block_size + i % block_size);
   }
-  nybble::kv_write({cache, sequence.k.data(), sequence.v.data(), slots.data()}, 45);
-  Floats out(sequence.q.size());
-  const std::int32_t starts[] = {0, 45};
-  const std::int32_t context = 45;
-  nybble::paged_attention({cache, sequence.q.data(), out.data(), 6, 0.2F, 0},
-                          {45, 1, num_blocks, sequence.table.data(), starts, &context});
-  check(close(out, sequence.reference(0), 1e-5), "paged_attention over E4M3, head_dim " + std::to_string(head_dim));
+  nybble::kv_write({cache, sequence.k.data(), sequence.v.data(), slots.data()}, 77);
+  Floats out(sequence.q.size()), single(out.size());
+  const auto attend = [&](Index first, Index count, float* target) {
+    const std::int32_t starts[] = {0, static_cast<std::int32_t>(count)};
+    const std::int32_t context = static_cast<std::int32_t>(first + count);
+    const Index row = heads * head_dim;
+    nybble::paged_attention({cache, sequence.q.data() + first * row, target + first * row, heads, 0.2F, window},
+                            {count, 1, num_blocks, sequence.table.data(), starts, &context});
+  };
+  attend(0, 77, out.data());
+  for (Index i = 0; i < 77; i += i % 3 + 1) attend(i, std::min<Index>(i % 3 + 1, 77 - i), single.data());
+  const std::string name = "paged_attention, bytes a row: " + std::to_string(row_bytes);
+  check(close(out, sequence.reference(window), 1e-5), name);
+  check(same_bits(out, single), name + ", few rows against prefill");
 }
 
 // More than one partition, alone on the threads and many at once.
@@ -423,7 +430,12 @@ void test_everything() {
   for (const Index head_dim : {32, 40, 80, 128}) {
     for (const Index block_size : {1, 16, 24}) {
       for (const Index window : {0, 7}) test_attention(head_dim, block_size, window);
-      test_fp8_cache(head_dim, block_size);
+      for (const Index window : {0, 19}) {
+        for (const Index heads : {2, 8}) {
+          test_narrow_cache(nybble::ElementType::kFloat8E4m3, head_dim, block_size, heads, window);
+          test_narrow_cache(nybble::ElementType::kBfloat16, head_dim, block_size, heads, window);
+        }
+      }
     }
   }
   for (const Index window : {0, 530}) test_partitions(window);
