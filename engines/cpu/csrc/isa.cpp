@@ -28,11 +28,22 @@ bool processor_has_avx512() {
 #endif
 }
 
+bool processor_has_vbmi() {
+#if defined(__x86_64__)
+  return processor_has_avx512() && __builtin_cpu_supports("avx512vbmi");
+#else
+  return false;
+#endif
+}
+
 std::vector<const KernelTable*> available_tables() {
   std::vector<const KernelTable*> tables;
   if (processor_has_avx512() && avx512_kernels() != nullptr) {
-    if (usable_amx_kernels() != nullptr) tables.push_back(usable_amx_kernels());
-    tables.push_back(avx512_kernels());
+    if (processor_has_vbmi()) {
+      if (usable_amx_kernels() != nullptr) tables.push_back(usable_amx_kernels());
+      tables.push_back(avx512_kernels());
+    }
+    tables.push_back(avx512_vnni_kernels());
   }
   if (processor_has_avx2() && avx2_kernels() != nullptr) tables.push_back(avx2_kernels());
   tables.push_back(plain_kernels());
@@ -41,7 +52,7 @@ std::vector<const KernelTable*> available_tables() {
 
 const KernelTable* find_table(const std::string& name) {
   const KernelTable* emulated = amx_emulated_kernels();
-  if (emulated != nullptr && name == emulated->name && processor_has_avx512()) return emulated;
+  if (emulated != nullptr && name == emulated->name && processor_has_vbmi()) return emulated;
   std::string choices;
   for (const KernelTable* table : available_tables()) {
     if (name == table->name) return table;

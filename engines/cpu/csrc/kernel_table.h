@@ -75,22 +75,19 @@ struct IntegerRows {
   float* scales;               // [slots]; not W4A16 NVFP4
   std::int32_t* biases;        // [slots] what unsigned weight codes add, negated
   std::uint8_t* regular;       // [slots] the superblock's blocks share an exponent; NVFP4: its scales are E4M3 values
-  std::int32_t* block_biases;  // [num_rows, K/group] the same for a block by itself
-  std::int32_t* shared_block_biases;  // [num_rows, K/group] for a block's codes as shifted in `codes`
-  float* block_scales;                // [num_rows, K/group], W4A16 NVFP4
-  float* largest_scales;              // [num_rows]
+  std::int32_t* block_biases;  // [slots][128/group] the same for a block by itself; W4A4 NVFP4: plus kMagicBits
+  float* block_scales;         // [slots][128/group]; not W4A16 MXFP4
 };
 
 struct IntegerArgs {
   Fp4View weight;
   IntegerRows rows;
   const std::int8_t* block_codes;  // W4A4: the caller's codes [num_rows, K]
-  const float* block_scales;       // W4A4: the caller's scales [num_rows, K/group]; W4A16 NVFP4: those of `rows`
   float* out;                      // [num_rows, N]
   std::int64_t num_rows;
-  int num_parts;        // 1: W4A4. 2: W4A16, 16-bit integers as high and low bytes
-  bool all_regular;     // no slot is irregular
-  float largest_scale;  // of all rows; NaN does not count
+  int num_parts;     // 1: W4A4. 2: W4A16, 16-bit integers as high and low bytes
+  bool all_regular;  // no slot is irregular
+  bool vbmi;         // the processor permutes bytes across a register (AVX-512 VBMI)
 };
 
 /// NVFP4 activations as bfloat16 tiles; see isa/bfloat16_rows.h.
@@ -224,7 +221,9 @@ struct KernelTable {
   void (*prepare_w4a4)(const W4A4Args&, const IntegerRows&, std::int64_t row_begin, std::int64_t row_end);
   void (*prepare_w4a16)(const Fp4F32Args&, const IntegerRows&, std::int64_t row_begin, std::int64_t row_end);
   void (*fp4_linear_integer)(const IntegerArgs&, std::int64_t panel_begin, std::int64_t panel_end);
-  void (*fp4_linear_few_rows)(const IntegerArgs&, std::int64_t panel_begin, std::int64_t panel_end);  // the same bits
+  bool vbmi;
+  /// MXFP4 with many rows, the same bits; null where there are no int8 tiles.
+  void (*fp4_linear_tiles)(const IntegerArgs&, std::int64_t panel_begin, std::int64_t panel_end);
   /// NVFP4 with many rows, the same bits again; null where there are no bfloat16 tiles.
   void (*tile_rows_w4a4)(const W4A4Args&, const Bfloat16Rows&, std::int64_t row_begin, std::int64_t row_end);
   void (*tile_rows_w4a16)(const Fp4F32Args&, const Bfloat16Rows&, std::int64_t row_begin, std::int64_t row_end);
@@ -260,6 +259,7 @@ struct KernelTable {
 const KernelTable* plain_kernels();
 const KernelTable* avx2_kernels();
 const KernelTable* avx512_kernels();
+const KernelTable* avx512_vnni_kernels();   // without VBMI
 const KernelTable* amx_emulated_kernels();  // AVX-512's with all that follows on emulated tiles, for tests
 /// AVX-512's, with the integer products on int8 tiles, NVFP4 on bfloat16 tiles, or both.
 const KernelTable* amx_kernels(bool int8_tiles, bool bfloat16_tiles);

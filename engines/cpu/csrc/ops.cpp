@@ -29,16 +29,14 @@ class IntegerWorkspace {
  public:
   IntegerRows rows(std::int64_t num_rows, std::int64_t num_columns, int group_size, int num_parts) {
     num_slots_ = num_rows * ((num_columns + kSuperblockColumns - 1) / kSuperblockColumns);
-    const std::int64_t num_blocks = num_rows * (num_columns / group_size);
+    const std::int64_t num_blocks = num_slots_ * (kSuperblockColumns / group_size);
     // In the order of IntegerRows.
     const std::int64_t sizes[] = {(num_slots_ + kTileRows) * num_parts * kSuperblockColumns,
                                   num_slots_ * 4,
                                   num_slots_ * 4,
                                   num_slots_,
                                   num_blocks * 4,
-                                  num_blocks * 4,
-                                  num_blocks * 4,
-                                  num_rows * 4};
+                                  num_blocks * 4};
     std::size_t total = 0;
     for (const std::int64_t size : sizes) total += padded(size);
     auto* next = memory_.take<std::uint8_t>(static_cast<std::int64_t>(total));
@@ -52,10 +50,7 @@ class IntegerWorkspace {
     take(rows.biases);
     take(rows.regular);
     take(rows.block_biases);
-    take(rows.shared_block_biases);
     take(rows.block_scales);
-    take(rows.largest_scales);
-    if (num_parts == 2) rows.shared_block_biases = rows.block_biases;  // 16-bit integers are not shifted
     return rows;
   }
   bool all_regular(const IntegerRows& rows) const {
@@ -124,11 +119,13 @@ bool linear_bfloat16(const KernelTable& table, const Fp4Weight& weight, std::int
   return true;
 }
 
-/// Up to this many rows the kernel that keeps no unpacked weights is the faster one; measured, see docs/performance.md.
-std::int64_t few_rows(int num_parts) { return num_parts == 1 ? 8 : 4; }
+/// Where there are tiles: up to this many rows (W4A4, or W4A16 in two parts) vectors are the faster ones. Predicted.
+std::int64_t few_rows(int num_parts) { return 8 / num_parts; }
 
 void run_integer(const KernelTable& table, const IntegerArgs& args) {
-  const auto linear = args.num_rows <= few_rows(args.num_parts) ? table.fp4_linear_few_rows : table.fp4_linear_integer;
+  const bool tiles =
+      table.fp4_linear_tiles != nullptr && args.weight.group_size == 32 && args.num_rows > few_rows(args.num_parts);
+  const auto linear = tiles ? table.fp4_linear_tiles : table.fp4_linear_integer;
   parallel_for(args.weight.num_panels, linear_cost(args.num_rows, args.weight.num_columns),
                [&](std::int64_t begin, std::int64_t end) { linear(args, begin, end); });
 }
@@ -153,9 +150,7 @@ void fp4_linear_w4a4(const KernelTable& table, const std::int8_t* codes, const f
     const IntegerRows rows = workspace.rows(num_rows, weight.num_columns(), weight.group_size(), 1);
     parallel_for(num_rows, row_cost(weight.num_columns()),
                  [&](std::int64_t begin, std::int64_t end) { table.prepare_w4a4(args, rows, begin, end); });
-    const float largest = *std::max_element(rows.largest_scales, rows.largest_scales + num_rows);
-    return run_integer(table,
-                       {weight.view(), rows, codes, scales, out, num_rows, 1, workspace.all_regular(rows), largest});
+    return run_integer(table, {weight.view(), rows, codes, out, num_rows, 1, workspace.all_regular(rows), table.vbmi});
   }
   const std::int64_t num_blocks = num_rows * (weight.num_columns() / weight.group_size());
   std::vector<std::int32_t> biases(static_cast<std::size_t>(num_blocks));
@@ -181,8 +176,7 @@ void fp4_linear_w4a16(const KernelTable& table, const float* x, const Fp4Weight&
   const IntegerRows rows = integer_workspace().rows(num_rows, weight.num_columns(), weight.group_size(), 2);
   parallel_for(num_rows, row_cost(weight.num_columns()),
                [&](std::int64_t begin, std::int64_t end) { table.prepare_w4a16(args, rows, begin, end); });
-  const float largest = *std::max_element(rows.largest_scales, rows.largest_scales + num_rows);
-  run_integer(table, {weight.view(), rows, nullptr, rows.block_scales, out, num_rows, 2, true, largest});
+  run_integer(table, {weight.view(), rows, nullptr, out, num_rows, 2, true, table.vbmi});
 }
 
 void fp4_linear_f32(const float* x, const Fp4Weight& weight, std::int64_t num_rows, float* out) {

@@ -166,6 +166,11 @@ void Fp4Weight::repack_panel(const Fp4Shard& shard, std::int64_t first_row, std:
     }
   }
   transpose_panel(shard.scales + first_row * num_groups, lanes, num_groups, scales);
+  if (group_size_ == 32) {  // lanes that pad the panel: an exponent that may always be shared
+    for (std::int64_t group = 0; group < num_groups; ++group) {
+      std::fill(scales + group * kPanelRows + lanes, scales + (group + 1) * kPanelRows, std::uint8_t{127});
+    }
+  }
   Fp4Panel& info = panels_[static_cast<std::size_t>(panel)];
   constexpr std::uint8_t kE4m3Nan = 127;  // and above it the negative ones
   info.e4m3_scales = info.e4m3_scales && std::all_of(scales, scales + num_groups * kPanelRows,

@@ -31,8 +31,6 @@ inline TileConfig full_tiles() {
 
 template <class Backend>
 struct IntegerTiles {
-  static constexpr bool kTiles = true;
-
   static void zero() {
     Backend::template zero<0>();
     Backend::template zero<1>();

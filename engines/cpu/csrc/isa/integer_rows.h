@@ -23,6 +23,9 @@ constexpr int kHighestScaleByte = 127 + kMaxExponent;
 constexpr int kSharedBias = 96;  // 12 << kMaxShift: makes shifted weight codes unsigned, [0, 192]
 constexpr int kBlockBias = 12;   // makes doubled weight codes unsigned, [0, 24]
 
+constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: its bits plus n, as a float, are kMagic + n for |n| <= 2^22
+constexpr std::int32_t kMagicBits = 0x4b400000;
+
 inline int64_t superblock_columns(int64_t num_columns, int64_t superblock) {
   return min64(kSuperblockColumns, num_columns - superblock * kSuperblockColumns);
 }

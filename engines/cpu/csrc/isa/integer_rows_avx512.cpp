@@ -65,24 +65,25 @@ void prepare_shared(const W4A4Args& args, const IntegerRows& rows, int64_t row, 
   const int64_t num_blocks = num_columns / 32;
   const int count = static_cast<int>(superblock_columns(num_columns, superblock) / 32);
   const std::int8_t* codes = args.codes + row * num_columns + superblock * kSuperblockColumns;
-  const int64_t block = row * num_blocks + superblock * (kSuperblockColumns / 32);
+  const float* scales = args.scales + row * num_blocks + superblock * (kSuperblockColumns / 32);
+  const int64_t slot = superblock * args.num_rows + row;
+  const int64_t block = slot * (kSuperblockColumns / 32);
   int bytes[kSuperblockColumns / 32];
   for (int b = 0; b < count; ++b) {
     const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + b * 32));
-    const bool zeros = _mm256_testz_si256(raw, raw) && args.scales[block + b] < kMaxFloat;
-    bytes[b] = zeros ? 0 : shareable_byte(args.scales[block + b]);
+    const bool zeros = _mm256_testz_si256(raw, raw) && scales[b] < kMaxFloat;
+    bytes[b] = zeros ? 0 : shareable_byte(scales[b]);
+    rows.block_scales[block + b] = scales[b];
     rows.block_biases[block + b] = -kBlockBias * sum_block(codes + b * 32, 32);
   }
   const SharedExponent shared = share_exponent(bytes, count);
-  const int64_t slot = superblock * args.num_rows + row;
   std::int8_t* out = rows.codes + slot * kSuperblockColumns;
   rows.regular[slot] = shared.regular;
   std::int32_t bias = 0;
   for (int b = 0; b < count; ++b) {
     if (shared.regular) {
       shift_block(codes + b * 32, shared.shifts[b], out + b * 32);
-      rows.shared_block_biases[block + b] = rows.block_biases[block + b] << shared.shifts[b];
-      bias += rows.shared_block_biases[block + b] * (kSharedBias / kBlockBias);
+      bias += (rows.block_biases[block + b] << shared.shifts[b]) * (kSharedBias / kBlockBias);
     } else {  // adds nothing in the shared product; summed block by block afterwards
       std::memset(out + b * 32, 0, 32);
     }
@@ -98,10 +99,12 @@ void prepare_blocks(const W4A4Args& args, const IntegerRows& rows, int64_t row, 
   const std::int8_t* codes = args.codes + row * num_columns + superblock * kSuperblockColumns;
   const int64_t slot = superblock * args.num_rows + row;
   std::memcpy(rows.codes + slot * kSuperblockColumns, codes, static_cast<std::size_t>(columns));
-  const int64_t block = row * (num_columns / 16) + superblock * (kSuperblockColumns / 16);
-  rows.regular[slot] = all_e4m3(args.scales + block, columns / 16);
+  const float* scales = args.scales + row * (num_columns / 16) + superblock * (kSuperblockColumns / 16);
+  const int64_t block = slot * (kSuperblockColumns / 16);
+  rows.regular[slot] = all_e4m3(scales, columns / 16);
   for (int64_t b = 0; b < columns / 16; ++b) {
-    rows.block_biases[block + b] = -kBlockBias * sum_block(codes + b * 16, 16);
+    rows.block_scales[block + b] = scales[b];
+    rows.block_biases[block + b] = kMagicBits - kBlockBias * sum_block(codes + b * 16, 16);
   }
 }
 
@@ -144,18 +147,10 @@ void split_rounded_block(const float* x, std::int8_t* high, std::int8_t* low, fl
   *scale = 2.0F * block.unit;
 }
 
-/// NaN does not count.
-float largest_of(const float* values, int64_t count, int64_t stride) {
-  float largest = 0.0F;
-  for (int64_t i = 0; i < count; ++i) largest = values[i * stride] > largest ? values[i * stride] : largest;
-  return largest;
-}
-
 }  // namespace
 
 void prepare_w4a4(const W4A4Args& args, const IntegerRows& rows, int64_t row_begin, int64_t row_end) {
   const int64_t num_superblocks = (args.weight.num_columns + kSuperblockColumns - 1) / kSuperblockColumns;
-  const int64_t num_groups = args.weight.num_columns / args.weight.group_size;
   for (int64_t row = row_begin; row < row_end; ++row) {
     for (int64_t superblock = 0; superblock < num_superblocks; ++superblock) {
       if (args.weight.group_size == 32) {
@@ -164,7 +159,6 @@ void prepare_w4a4(const W4A4Args& args, const IntegerRows& rows, int64_t row_beg
         prepare_blocks(args, rows, row, superblock);
       }
     }
-    rows.largest_scales[row] = largest_of(args.scales + row * num_groups, num_groups, 1);
   }
 }
 
@@ -182,7 +176,7 @@ void prepare_rows_w4a16(const Fp4F32Args& args, const IntegerRows& rows, int64_t
       std::int8_t* high = rows.codes + slot * 2 * kSuperblockColumns;
       std::int8_t* low = high + kSuperblockColumns;
       const float* x = args.x + row * num_columns + superblock * kSuperblockColumns;
-      const int64_t block = row * (num_columns / group) + superblock * (kSuperblockColumns / group);
+      const int64_t block = slot * (kSuperblockColumns / group);
       if (group == 32) {
         split_columns(x, columns, high, low, rows.scales + slot);
       } else {
@@ -206,9 +200,6 @@ void prepare_rows_w4a16(const Fp4F32Args& args, const IntegerRows& rows, int64_t
       rows.biases[slot] = -kSharedBias * total;
       rows.regular[slot] = 1;
     }
-    const int64_t num_groups = num_columns / group;
-    rows.largest_scales[row] = group == 32 ? largest_of(rows.scales + row, num_superblocks, args.num_rows)
-                                           : largest_of(rows.block_scales + row * num_groups, num_groups, 1);
   }
 }
 

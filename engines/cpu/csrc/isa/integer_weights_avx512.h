@@ -31,46 +31,47 @@ inline F16 output_factor(const Fp4View& weight, int64_t panel) {
   return splat(Parts == 1 ? global_scale * weight.activation_scale : global_scale);
 }
 
+/// Writes a panel's outputs of rows [first_row, first_row + Rows).
+template <int Rows, int Parts>
+inline void store_outputs(const IntegerArgs& args, int64_t first_row, int64_t panel, const F16* sums) {
+  const Fp4Panel& info = args.weight.panels[panel];
+  const F16 factor = output_factor<Parts>(args.weight, panel);
+  for (int r = 0; r < Rows; ++r) {
+    float* out = args.out + (first_row + r) * args.weight.num_rows + info.first_output;
+    store_partial(out, sums[r] * factor, info.num_lanes);
+  }
+}
+
 /// Activations have a scale per block, or one per superblock (W4A16 MXFP4).
 template <int Parts, int Group>
 constexpr bool has_block_scales() {
   return Parts == 1 || Group == 16;
 }
 
-/// How a block joins the sum of its run. With E4M3 scales W4A4 contributions are exact, so that a fused multiply-add
-/// has the bits of the separate roundings; W4A16 is defined as fused there. Clamping keeps a zero sum a zero where the
-/// product of the scales overflows.
-enum class BlockScaling { kSeparate, kSeparateClamped, kFused, kFusedClamped };
-
-template <int Group>
-inline BlockScaling block_scaling(bool e4m3_scales, bool rows_regular, bool clamp) {
-  if (Group == 16 && e4m3_scales && rows_regular) return clamp ? BlockScaling::kFusedClamped : BlockScaling::kFused;
-  return clamp ? BlockScaling::kSeparateClamped : BlockScaling::kSeparate;
-}
-
-/// The run's sum after one more block; a zero's sign is lost in the output's sum, which starts at +0.
-template <BlockScaling Scaling>
-inline F16 add_block(F16 sum, F16 scales, F16 run, bool first) {
-  if (Scaling == BlockScaling::kSeparateClamped || Scaling == BlockScaling::kFusedClamped) {
-    scales = min(splat(kMaxFloat), scales);
-  }
-  if (first) return sum * scales;
-  if (Scaling == BlockScaling::kFused || Scaling == BlockScaling::kFusedClamped) return fma(sum, scales, run);
-  return run + sum * scales;
+/// The biases of blocks hold kMagicBits as well.
+template <int Parts, int Group>
+constexpr bool has_magic_biases() {
+  return Parts == 1 && Group == 16;
 }
 
 inline __m512i low_nibbles(__m512i raw) { return _mm512_and_si512(raw, _mm512_set1_epi8(15)); }
 
-inline void prefetch_far(const std::uint8_t* codes) { __builtin_prefetch(codes + kFarPrefetchBytes, 0, 2); }
+// Instructions, not builtins: GCC 12 takes a function of nothing but builtin prefetches for one without effect, and
+// may drop its calls.
+inline void prefetch_line(const void* line) { asm volatile("prefetcht0 %a0" : : "p"(line)); }
 
-inline void prefetch_near(const std::uint8_t* codes) { __builtin_prefetch(codes + kNearPrefetchBytes, 0, 3); }
+inline void prefetch_far(const std::uint8_t* codes) {
+  asm volatile("prefetcht1 %a0" : : "p"(codes + kFarPrefetchBytes));
+}
+
+inline void prefetch_near(const std::uint8_t* codes) { prefetch_line(codes + kNearPrefetchBytes); }
 
 /// Scale bytes of a superblock further on, in this panel or at the same place past the end of the next one's codes.
 inline void prefetch_scales(const Fp4View& weight, const PanelSource& source, int64_t superblock) {
   const int64_t superblock_bytes = kSuperblockColumns / weight.group_size * 16;
   const std::uint8_t* ahead = source.scales + kPrefetchSuperblocks * superblock_bytes;
   if ((superblock + kPrefetchSuperblocks) * kSuperblockColumns >= weight.num_columns) ahead += weight.scale_offset;
-  for (int64_t i = 0; i < superblock_bytes; i += 64) __builtin_prefetch(ahead + i, 0, 3);
+  for (int64_t i = 0; i < superblock_bytes; i += 64) prefetch_line(ahead + i);
 }
 
 /// Doubled codes plus 12, by code, in each 16 bytes.
@@ -79,31 +80,6 @@ inline __m512i biased_codes() {
 }
 
 inline __mmask16 lane_mask(const Fp4Panel& panel) { return static_cast<__mmask16>((1U << panel.num_lanes) - 1U); }
-
-/// Scale bytes of a panel's superblock share one exponent when every lane's differ by at most kMaxShift. Lanes that pad
-/// the panel count as lanes of exponent 0.
-inline bool share_exponent(const PanelSource& source, int num_blocks, __m128i* lowest) {
-  if (!source.panel->power_of_two_scales) return false;
-  const __mmask16 lanes = lane_mask(*source.panel);
-  const __m128i one = _mm_set1_epi8(127);
-  __m128i low = _mm_set1_epi8(static_cast<char>(0xff)), high = _mm_setzero_si128();
-  for (int b = 0; b < num_blocks; ++b) {
-    const __m128i bytes = _mm_mask_loadu_epi8(one, lanes, source.scales + b * 16);
-    low = _mm_min_epu8(low, bytes);
-    high = _mm_max_epu8(high, bytes);
-  }
-  *lowest = low;
-  const __mmask16 far = _mm_cmpgt_epu8_mask(_mm_sub_epi8(high, low), _mm_set1_epi8(kMaxShift));
-  const __mmask16 under = _mm_cmplt_epu8_mask(low, _mm_set1_epi8(kLowestScaleByte));
-  const __mmask16 over = _mm_cmpgt_epu8_mask(high, _mm_set1_epi8(static_cast<char>(kHighestScaleByte)));
-  return (far | under | over) == 0;
-}
-
-/// By how much each lane's codes of a block are shifted.
-inline __m512i lane_shifts(const PanelSource& source, int block, __m128i lowest) {
-  const __m128i bytes = _mm_mask_loadu_epi8(lowest, lane_mask(*source.panel), source.scales + block * 16);
-  return _mm512_cvtepu8_epi32(_mm_sub_epi8(bytes, lowest));
-}
 
 /// 0.25 * 2^(byte - 127) for exponents that may be shared.
 inline F16 quarter_of_exponent(__m128i bytes) {

@@ -14,7 +14,6 @@ void prepare_w4a16(const Fp4F32Args& args, const IntegerRows& rows, int64_t row_
 void prepare_w4a16_rounded(const Fp4F32Args& args, const IntegerRows& rows, int64_t row_begin, int64_t row_end);
 void tile_rows_w4a4(const W4A4Args& args, const Bfloat16Rows& rows, int64_t row_begin, int64_t row_end);
 void tile_rows_w4a16(const Fp4F32Args& args, const Bfloat16Rows& rows, int64_t row_begin, int64_t row_end);
-void fp4_linear_few_rows(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
 void fp4_linear_integer(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
 void fp4_linear_amx(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
 void fp4_linear_amx_emulated(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);

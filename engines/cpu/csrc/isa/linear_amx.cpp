@@ -3,7 +3,7 @@
 
 #include "amx_tiles.h"
 #include "bfloat16_tiles.h"
-#include "integer_panels_avx512.h"
+#include "integer_tiles.h"
 
 namespace nybble::NYBBLE_ISA {
 
@@ -43,7 +43,7 @@ struct HardwareTileInstructions {
 
 void fp4_linear_amx(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end) {
   HardwareTileInstructions::configure(full_tiles());
-  run_integer<IntegerTiles<HardwareTileInstructions>>(args, panel_begin, panel_end);
+  run_integer_tiles<IntegerTiles<HardwareTileInstructions>>(args, panel_begin, panel_end);
   HardwareTileInstructions::release();
 }
 

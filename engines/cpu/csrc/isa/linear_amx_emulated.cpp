@@ -2,13 +2,13 @@
 
 #include "amx_emulation.h"
 #include "bfloat16_tiles.h"
-#include "integer_panels_avx512.h"
+#include "integer_tiles.h"
 
 namespace nybble::NYBBLE_ISA {
 
 void fp4_linear_amx_emulated(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end) {
   EmulatedTileInstructions::configure(full_tiles());
-  run_integer<IntegerTiles<EmulatedTileInstructions>>(args, panel_begin, panel_end);
+  run_integer_tiles<IntegerTiles<EmulatedTileInstructions>>(args, panel_begin, panel_end);
   EmulatedTileInstructions::release();
 }
 

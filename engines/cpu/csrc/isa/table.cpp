@@ -19,15 +19,16 @@ constexpr KernelTable kTable = {
     .prepare_w4a4 = isa::prepare_w4a4,
     .prepare_w4a16 = isa::prepare_w4a16,
     .fp4_linear_integer = isa::fp4_linear_integer,
-    .fp4_linear_few_rows = isa::fp4_linear_few_rows,
+    .vbmi = true,
 #else
     .w4a4_biases = isa::w4a4_biases,
     .fp4_linear_w4a4 = isa::fp4_linear_w4a4,
     .prepare_w4a4 = nullptr,
     .prepare_w4a16 = nullptr,
     .fp4_linear_integer = nullptr,
-    .fp4_linear_few_rows = nullptr,
+    .vbmi = false,
 #endif
+    .fp4_linear_tiles = nullptr,
     .tile_rows_w4a4 = nullptr,
     .tile_rows_w4a16 = nullptr,
     .fp4_linear_bfloat16 = nullptr,
@@ -62,17 +63,17 @@ using LinearInteger = decltype(KernelTable::fp4_linear_integer);
 using LinearBfloat16 = decltype(KernelTable::fp4_linear_bfloat16);
 using LimitOperations = decltype(KernelTable::limit_operations);
 
-constexpr KernelTable with_tiles(const char* name, LimitOperations limits, LinearInteger integer) {
+constexpr KernelTable with_tiles(const char* name, LimitOperations limits, LinearInteger tiles) {
   KernelTable table = kTable;
   table.name = name;
   table.limit_operations = limits;
-  table.fp4_linear_integer = integer;
+  table.fp4_linear_tiles = tiles;
   return table;
 }
 
-constexpr KernelTable with_tiles(const char* name, LimitOperations limits, LinearInteger integer,
+constexpr KernelTable with_tiles(const char* name, LimitOperations limits, LinearInteger tiles,
                                  LinearBfloat16 bfloat16) {
-  KernelTable table = with_tiles(name, limits, integer);
+  KernelTable table = with_tiles(name, limits, tiles);
   table.prepare_w4a16 = isa::prepare_w4a16_rounded;  // one row or many: activations the tiles can hold
   table.tile_rows_w4a4 = isa::tile_rows_w4a4;
   table.tile_rows_w4a16 = isa::tile_rows_w4a16;
@@ -80,9 +81,17 @@ constexpr KernelTable with_tiles(const char* name, LimitOperations limits, Linea
   return table;
 }
 
+constexpr KernelTable without_vbmi() {
+  KernelTable table = kTable;
+  table.name = "avx512-vnni";
+  table.vbmi = false;
+  return table;
+}
+
+constexpr KernelTable kVnniTable = without_vbmi();
 constexpr KernelTable kInt8Table = with_tiles("amx", isa::limit_operations_amx_int8, isa::fp4_linear_amx);
 constexpr KernelTable kBfloat16Table =
-    with_tiles("amx", isa::limit_operations_amx_bfloat16, isa::fp4_linear_integer, isa::fp4_linear_bfloat16_amx);
+    with_tiles("amx", isa::limit_operations_amx_bfloat16, nullptr, isa::fp4_linear_bfloat16_amx);
 constexpr KernelTable kAmxTable =
     with_tiles("amx", isa::limit_operations_amx, isa::fp4_linear_amx, isa::fp4_linear_bfloat16_amx);
 constexpr KernelTable kEmulatedTable = with_tiles("amx-emulated", isa::limit_operations, isa::fp4_linear_amx_emulated,
@@ -90,6 +99,7 @@ constexpr KernelTable kEmulatedTable = with_tiles("amx-emulated", isa::limit_ope
 
 }  // namespace
 
+const KernelTable* avx512_vnni_kernels() { return &kVnniTable; }
 const KernelTable* amx_kernels(bool int8_tiles, bool bfloat16_tiles) {
   if (!int8_tiles) return bfloat16_tiles ? &kBfloat16Table : nullptr;
   return bfloat16_tiles ? &kAmxTable : &kInt8Table;

@@ -1,0 +1,156 @@
+#pragma once
+// MXFP4 weights times integer activations on int8 tiles of 16 rows x 64 bytes (amx_tiles.h), for many rows: the bits of
+// linear_integer_avx512.cpp.
+//
+// A group of one or two panels (16 or 32 outputs) is unpacked to bytes one superblock at a time, into L1; all rows of a
+// block of rows then run over it. The running sums of the block of rows stay in L1 or L2.
+
+#include "by_block_avx512.h"
+#include "shifted_codes_avx512.h"
+
+namespace nybble::NYBBLE_ISA {
+
+namespace {
+
+constexpr int kVectors = kSuperblockColumns / 4;  // of 4 columns x 16 outputs
+constexpr int kPanelGroup = 2;
+constexpr int64_t kTileStep = 32;  // rows of two tiles
+constexpr int64_t kMaxBlockRows = 192;
+constexpr int64_t kRowBlockBytes = 768 << 10;  // activation codes of a block of rows: part of L2
+
+/// One superblock of a group of panels, unpacked to shifted codes as signed bytes.
+template <int Panels>
+struct Unpacked {
+  alignas(64) std::uint8_t codes[kVectors][Panels][64];
+  F16 quarters[Panels];
+};
+
+/// False, and nothing to be used, where the panel's exponents are not to be shared.
+template <int Panels>
+bool unpack_panel(const PanelSource& source, int num_blocks, int p, Unpacked<Panels>& out) {
+  SharedSuperblock<true> shared;  // processors with tiles have VBMI
+  if (!share_superblock<true, 0>(source, num_blocks, shared)) return false;
+  const CodeShifter<true, 0> shifter;
+  for (int b = 0; b < num_blocks; ++b) {
+    for (int step = 0; step < 4; ++step) {
+      const std::uint8_t* codes = source.codes + (b * 4 + step) * 64;
+      prefetch_far(codes);
+      prefetch_near(codes);
+      const __m512i raw = _mm512_load_si512(codes);
+      std::uint8_t (*target)[Panels][64] = out.codes + (b * 4 + step) * 2;
+      _mm512_store_si512(target[0][p], shifter.low(raw, shared.blocks[b]));
+      _mm512_store_si512(target[1][p], shifter.high(raw, shared.blocks[b]));
+    }
+  }
+  out.quarters[p] = shared.quarter;
+  return true;
+}
+
+template <class Tiles, int Panels, int Parts>
+class PanelGroup {
+ public:
+  PanelGroup(const IntegerArgs& args, int64_t first_panel) : args_(args), first_panel_(first_panel) {}
+
+  void run(int64_t row_begin, int64_t row_end) {
+    row_begin_ = row_begin;
+    row_end_ = row_end;
+    for (int p = 0; p < Panels; ++p) {
+      for (int64_t row = row_begin; row < row_end; ++row) *sums(p, row) = splat(0.0F);
+    }
+    const int64_t num_columns = args_.weight.num_columns;
+    for (int64_t k = 0; k < num_columns; k += kSuperblockColumns) run_superblock(k / kSuperblockColumns);
+    for (int p = 0; p < Panels; ++p) {
+      for (int64_t row = row_begin; row < row_end; ++row) {
+        store_outputs<1, Parts>(args_, row, first_panel_ + p, sums(p, row));
+      }
+    }
+  }
+
+ private:
+  F16* sums(int p, int64_t row) { return sums_[p] + (row - row_begin_); }
+
+  void run_superblock(int64_t superblock) {
+    num_blocks_ = static_cast<int>(superblock_columns(args_.weight.num_columns, superblock) / 32);
+    PanelSource sources[Panels];
+    bool shared = true;
+    for (int p = 0; p < Panels; ++p) {
+      sources[p] = panel_source(args_.weight, first_panel_ + p, superblock);
+      prefetch_scales(args_.weight, sources[p], superblock);
+      shared = shared && unpack_panel(sources[p], num_blocks_, p, unpacked_);
+    }
+    if (shared) {
+      for (int64_t row = row_begin_; row < row_end_; row += kTileStep / Parts) run_tiles(superblock, row);
+      if (args_.all_regular) return;
+    }
+    for (int64_t row = row_begin_; row < row_end_; row += kTileStep) {
+      const int num_rows = static_cast<int>(min64(kTileStep, row_end_ - row));
+      // Rows whose own exponents do not fit were left out of the shared product.
+      const std::uint32_t left = shared ? irregular_rows(args_, row, num_rows, superblock) : all_rows(num_rows);
+      for (int p = 0; left != 0 && p < Panels; ++p) {
+        add_by_block<Parts, 32>(args_, row, left, sources[p], superblock, num_blocks_, sums(p, row));
+      }
+    }
+  }
+
+  /// 32 rows (W4A4) or 16 rows in two parts: two tiles of activations times one or two of weights. Rows past the end
+  /// are multiplied too (there is room for them) and left out.
+  void run_tiles(int64_t superblock, int64_t row) {
+    const int64_t slot = superblock * args_.num_rows + row;
+    const std::int8_t* first = args_.rows.codes + slot * Parts * kSuperblockColumns;
+    const std::int8_t* second = first + (Parts == 2 ? 1 : 16) * kSuperblockColumns;
+    constexpr int64_t kRowBytes = Parts * kSuperblockColumns;
+    Tiles::zero();
+    for (int k = 0; k < num_blocks_ * 32; k += 64) {  // columns past the last are zeros in the activations
+      Tiles::template multiply<Panels>(first + k, second + k, kRowBytes, unpacked_.codes[k / 4][0], Panels * 64);
+    }
+    Tiles::template store<Panels>(products_);
+    const int64_t rows = min64(kTileStep / Parts, row_end_ - row);
+    for (int p = 0; p < Panels; ++p) {
+      for (int64_t r = 0; r < rows; ++r) {
+        __m512i sum = _mm512_load_si512(products_[r / 16 * 2 + p][r % 16]);
+        if (Parts == 2) {
+          sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), _mm512_load_si512(products_[2 + p][r]));
+        }
+        const F16 scale = unpacked_.quarters[p] * splat(args_.rows.scales[slot + r]);
+        F16* out = sums(p, row + r);
+        *out = fma(F16{_mm512_cvtepi32_ps(sum)}, scale, *out);
+      }
+    }
+  }
+
+  const IntegerArgs& args_;
+  int64_t first_panel_;
+  int64_t row_begin_ = 0, row_end_ = 0;
+  int num_blocks_ = 0;
+  Unpacked<Panels> unpacked_;
+  alignas(64) std::int32_t products_[4][16][16];
+  F16 sums_[Panels][kMaxBlockRows];
+};
+
+inline int64_t rows_per_block(const IntegerArgs& args) {
+  const int64_t fitting = kRowBlockBytes / (args.weight.num_columns * args.num_parts) / kTileStep * kTileStep;
+  return max64(2 * kTileStep, min64(kMaxBlockRows, fitting));
+}
+
+template <class Tiles, int Parts>
+void run_panel_groups(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end) {
+  const int64_t block_rows = rows_per_block(args);
+  for (int64_t row = 0; row < args.num_rows; row += block_rows) {
+    const int64_t row_end = min64(args.num_rows, row + block_rows);
+    int64_t panel = panel_begin;
+    for (; panel + kPanelGroup <= panel_end; panel += kPanelGroup) {
+      PanelGroup<Tiles, kPanelGroup, Parts>(args, panel).run(row, row_end);
+    }
+    for (; panel < panel_end; ++panel) PanelGroup<Tiles, 1, Parts>(args, panel).run(row, row_end);
+  }
+}
+
+template <class Tiles>
+void run_integer_tiles(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end) {
+  if (args.num_parts == 2) return run_panel_groups<Tiles, 2>(args, panel_begin, panel_end);
+  run_panel_groups<Tiles, 1>(args, panel_begin, panel_end);
+}
+
+}  // namespace
+
+}  // namespace nybble::NYBBLE_ISA

@@ -1,0 +1,137 @@
+#pragma once
+// MXFP4 superblocks whose blocks share an exponent (integer_rows.h): weight codes shifted to it.
+//
+// With AVX-512 VBMI one table of 64 bytes turns a code and its block's shift into the shifted code. Without, a table
+// of 16 codes is followed by a shift of four bytes at a time, which takes nine instructions for 128 codes instead of
+// five. Cascade Lake and Cooper Lake have VNNI and not VBMI, so these sources are compiled without it.
+
+#include "integer_weights_avx512.h"
+
+namespace nybble::NYBBLE_ISA {
+
+#if defined(__SANITIZE_ADDRESS__)  // compiles for many minutes otherwise
+#define NYBBLE_UNROLL
+#else
+#define NYBBLE_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+/// Entry i of `table` for each byte's low six bits i (VBMI).
+inline __m512i look_up(__m512i indices, __m512i table) {
+  __m512i out;
+  asm("vpermb %2, %1, %0" : "=v"(out) : "v"(indices), "v"(table));
+  return out;
+}
+
+/// How a block's codes are shifted, for its 16 outputs of four bytes each.
+template <bool Vbmi>
+struct BlockShift {
+  __m512i bits;  // the shift in bits 4 and 5 of each byte
+};
+
+template <>
+struct BlockShift<false> {
+  __m512i shift;  // per output
+  __m512i add;    // per byte: Bias - (12 << shift)
+};
+
+template <bool Vbmi>
+struct SharedSuperblock {
+  BlockShift<Vbmi> blocks[kSuperblockColumns / 32];
+  F16 quarter;  // 0.25 * 2^(lowest exponent)
+};
+
+/// Scale bytes [block][16] of a superblock; blocks past the last column as the first one.
+inline __m512i superblock_scales(const std::uint8_t* scales, int num_blocks) {
+  if (num_blocks == kSuperblockColumns / 32) return _mm512_loadu_si512(scales);
+  const __m512i first = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
+  return _mm512_mask_loadu_epi8(first, (1ULL << (num_blocks * 16)) - 1, scales);
+}
+
+/// Each of the 16 bytes of block b of `bytes`, four times.
+template <int Block>
+inline __m512i spread(__m512i bytes) {
+  const __m512i first =
+      _mm512_set_epi32(0x0f0f0f0f, 0x0e0e0e0e, 0x0d0d0d0d, 0x0c0c0c0c, 0x0b0b0b0b, 0x0a0a0a0a, 0x09090909, 0x08080808,
+                       0x07070707, 0x06060606, 0x05050505, 0x04040404, 0x03030303, 0x02020202, 0x01010101, 0x00000000);
+  return look_up(_mm512_or_si512(first, _mm512_set1_epi8(Block * 16)), bytes);
+}
+
+/// `Bias`: what is added to shifted codes.
+template <int Bias>
+inline BlockShift<false> shift_and_bias(__m128i shifts) {
+  const __m512i first_bytes = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0x00000000);
+  const __m512i shift = _mm512_cvtepu8_epi32(shifts);
+  const __m512i biases = _mm512_sllv_epi32(_mm512_set1_epi32(kBlockBias), shift);
+  return {shift, _mm512_shuffle_epi8(_mm512_sub_epi32(_mm512_set1_epi32(Bias), biases), first_bytes)};
+}
+
+/// False where the exponents of an output differ by more than kMaxShift, or lie too far out.
+template <bool Vbmi, int Bias>
+inline bool share_superblock(const PanelSource& source, int num_blocks, SharedSuperblock<Vbmi>& out) {
+  if (!source.panel->power_of_two_scales) return false;
+  const __m512i bytes = superblock_scales(source.scales, num_blocks);
+  __m512i lowest = _mm512_min_epu8(bytes, _mm512_shuffle_i64x2(bytes, bytes, 0x4e));
+  lowest = _mm512_min_epu8(lowest, _mm512_shuffle_i64x2(lowest, lowest, 0xb1));
+  const __m512i shifts = _mm512_sub_epi8(bytes, lowest);
+  const __m512i above = _mm512_sub_epi8(bytes, _mm512_set1_epi8(kLowestScaleByte));
+  const __mmask64 far = _mm512_cmpgt_epu8_mask(shifts, _mm512_set1_epi8(kMaxShift));
+  const __mmask64 outside =
+      _mm512_cmpgt_epu8_mask(above, _mm512_set1_epi8(static_cast<char>(kHighestScaleByte - kLowestScaleByte)));
+  if (!_kortestz_mask64_u8(far, outside)) return false;
+  if constexpr (Vbmi) {
+    const __m512i bits = _mm512_slli_epi16(shifts, 4);
+    out.blocks[0].bits = spread<0>(bits);
+    out.blocks[1].bits = spread<1>(bits);
+    out.blocks[2].bits = spread<2>(bits);
+    out.blocks[3].bits = spread<3>(bits);
+  } else {
+    out.blocks[0] = shift_and_bias<Bias>(_mm512_castsi512_si128(shifts));
+    out.blocks[1] = shift_and_bias<Bias>(_mm512_extracti32x4_epi32(shifts, 1));
+    out.blocks[2] = shift_and_bias<Bias>(_mm512_extracti32x4_epi32(shifts, 2));
+    out.blocks[3] = shift_and_bias<Bias>(_mm512_extracti32x4_epi32(shifts, 3));
+  }
+  out.quarter = quarter_of_exponent(_mm512_castsi512_si128(lowest));
+  return true;
+}
+
+/// (code << shift) + Bias at place shift * 16 + code.
+struct alignas(64) ShiftedCodes {
+  std::uint8_t bytes[64];
+};
+
+constexpr ShiftedCodes make_shifted_codes(int bias) {
+  constexpr int kMagnitudes[8] = {0, 1, 2, 3, 4, 6, 8, 12};
+  ShiftedCodes table{};
+  for (int i = 0; i < 64; ++i) {
+    const int magnitude = kMagnitudes[i % 8] << (i / 16);
+    table.bytes[i] = static_cast<std::uint8_t>(bias + (i % 16 < 8 ? magnitude : -magnitude));
+  }
+  return table;
+}
+
+/// Both halves of 64 packed bytes as shifted codes plus Bias.
+template <bool Vbmi, int Bias>
+class CodeShifter {
+ public:
+  CodeShifter() : nibbles_(_mm512_set1_epi8(15)) {
+    static constexpr ShiftedCodes kShifted = make_shifted_codes(Bias);
+    table_ = Vbmi ? _mm512_load_si512(kShifted.bytes) : biased_codes();
+  }
+
+  __m512i low(__m512i raw, const BlockShift<Vbmi>& block) const {
+    if constexpr (Vbmi) {
+      constexpr int kAndOr = 0xea;  // (raw & 15) | bits
+      return look_up(_mm512_ternarylogic_epi32(raw, nibbles_, block.bits, kAndOr), table_);
+    } else {
+      const __m512i codes = _mm512_shuffle_epi8(table_, _mm512_and_si512(raw, nibbles_));
+      return _mm512_add_epi8(_mm512_sllv_epi32(codes, block.shift), block.add);
+    }
+  }
+
+  __m512i high(__m512i raw, const BlockShift<Vbmi>& block) const { return low(_mm512_srli_epi16(raw, 4), block); }
+
+ private:
+  __m512i table_, nibbles_;
+};
+
+}  // namespace nybble::NYBBLE_ISA
