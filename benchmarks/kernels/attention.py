@@ -4,7 +4,8 @@
 
 Prefill of 512 and 4,096 tokens, decode of 1, 8 and 16 sequences at 512 and 4,096 tokens of context, each
 with 32 query heads over 8 KV heads of 64 and 128 dimensions. Blocks lie in no order, and decode goes through
-caches larger than any cache of the processor, layer after layer as in a model. The arithmetic is FP32:
+caches larger than any cache of the processor, layer after layer as in a model; "decode warm" reads one
+layer again and again, 1 MiB from L2 (1 sequence) or 16 to 32 MiB from L3 (16). The arithmetic is FP32:
 operations count causal pairs only, a multiply-add as two, against the peak of FP32 FMA; bytes are the keys
 and values that must be read, against the read bandwidth. The best call counts; `--clock cpu` as in
 benchmarks.kernels.linear.
@@ -57,7 +58,11 @@ def shapes() -> list[Shape]:
     """All that the module's description names."""
     prefill = [Shape("prefill", 1, n, n, d) for n in (512, 4096) for d in (64, 128)]
     decode = [Shape("decode", s, 1, n, d) for s in (1, 8, 16) for n in (512, 4096) for d in (64, 128)]
-    return prefill + decode
+    warm = [
+        Shape("decode warm", s, 1, n, d)
+        for s, n, d in ((1, 512, 64), (1, 256, 128), (16, 512, 64), (16, 512, 128))
+    ]
+    return prefill + decode + warm
 
 
 def random_cache(
@@ -80,7 +85,7 @@ def attention_case(shape: Shape, dtype: str, rng: np.random.Generator) -> Case:
     num_tokens = shape.num_sequences * shape.context
     row_bytes = shape.head_dim * {"bfloat16": 2, "fp8": 1, "float32": 4}[dtype] + (dtype == "fp8")
     num_bytes = 2 * num_tokens * _NUM_KV_HEADS * row_bytes
-    num_layers = 1 if shape.phase == "prefill" else 1 + _COLD_BYTES // num_bytes
+    num_layers = 1 + _COLD_BYTES // num_bytes if shape.phase == "decode" else 1
     keys, values = random_cache(num_layers * num_tokens, shape.head_dim, dtype, rng)
     num_blocks = num_tokens // _BLOCK_SIZE
     tables = rng.permutation(num_blocks).astype(np.int32).reshape(shape.num_sequences, -1)
@@ -150,10 +155,10 @@ def main() -> None:
         f"{limits.isa}, {limits.num_threads} threads: read {limits.read_bytes_per_second / 1e9:.1f} GB/s, "
         f"FP32 FMA {limits.float32_fma_operations_per_second / 1e9:.0f} GFLOP/s"
     )
-    print(f"{'case':22} {'ms':>9} {'GFLOP/s':>8} {'of FMA':>7} {'GB/s':>7} {'of read':>8}")
+    print(f"{'case':24} {'ms':>9} {'GFLOP/s':>8} {'of FMA':>7} {'GB/s':>7} {'of read':>8}")
     for each in rows:
         print(
-            f"{each['case']:22} {each['seconds'] * 1e3:9.3f} {each['operations_per_second'] / 1e9:8.1f} "
+            f"{each['case']:24} {each['seconds'] * 1e3:9.3f} {each['operations_per_second'] / 1e9:8.1f} "
             f"{each['share_of_fma_peak']:7.0%} {each['bytes_per_second'] / 1e9:7.2f} "
             f"{each['share_of_read_bandwidth']:8.0%}"
         )
