@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engines.cpu import kernels
 from engines.cpu.candidates import Draw, weight_bits, weights_of
 from engines.cpu.penalties import TokenPenalties
 from engines.cpu.sampler import SequenceSampler
@@ -78,48 +77,6 @@ def test_the_sampler_draws_what_sorting_everything_would(
         expected = by_sorting(logits, params, sampler.uniform())
         assert sampler.sample(logits) == expected
         sampler.observe(expected)
-
-
-@settings(deadline=None, max_examples=200)
-@given(logits=rows_of_logits(), top_p=st.sampled_from([1e-9, 0.2, 0.5, 0.9, 0.99, 1 - 1e-12]))
-def test_top_p_keeps_the_head_that_sorting_finds(logits: Float32Array, top_p: float) -> None:
-    weights = weights_of(logits, logits.max(), 1.0, weight_bits(logits.size))
-    order = ranked(weights)
-    reached = np.cumsum(weights[order].astype(np.float64)) >= top_p * weights.sum(dtype=np.float64)
-    head = sorted(order[: int(reached.argmax()) + 1].tolist())
-    draw = Draw.of(SamplingParams(top_p=top_p), logits.size)
-    assert ends(draw, logits) == (head[0], head[-1])
-
-
-@settings(deadline=None, max_examples=200)
-@given(logits=rows_of_logits(), top_k=st.integers(1, 4999))
-def test_top_k_keeps_the_head_that_sorting_finds(logits: Float32Array, top_k: int) -> None:
-    kept = ranked(logits)[:top_k]
-    weighty = weights_of(logits[kept], logits.max(), 50.0, weight_bits(logits.size)) > 0
-    head = sorted(kept[weighty].tolist())
-    draw = Draw.of(SamplingParams(temperature=50.0, top_k=top_k), logits.size)
-    assert ends(draw, logits) == (head[0], head[-1])
-
-
-def ends(draw: Draw, logits: Float32Array) -> tuple[int, int]:
-    """The lowest and the highest token that may be drawn."""
-    return draw.token(logits, 0.0), draw.token(logits, float(np.nextafter(1.0, 0.0)))
-
-
-@pytest.mark.parametrize(
-    ("temperature", "min_p", "kept"),
-    [(1.0, 0.5 - 1e-6, (1, 4)), (1.0, 1.0, (1, 1)), (2.0, 0.3, (0, 4))],
-)
-def test_min_p_is_a_share_of_the_likeliest(temperature: float, min_p: float, kept: tuple[int, int]) -> None:
-    logits = np.log(np.array([0.1, 0.4, 0.2, 0.05, 0.25], np.float32))
-    assert ends(Draw.of(SamplingParams(temperature=temperature, min_p=min_p), 5), logits) == kept
-
-
-@settings(deadline=None)
-@given(seed=st.integers(0, 2**63 - 1), position=st.integers(0, 2**32))
-def test_uniform_draws_are_those_of_numpy(seed: int, position: int) -> None:
-    generator = np.random.Generator(np.random.Philox(key=seed, counter=position))
-    assert kernels.philox_uniform(seed, position) == generator.random()
 
 
 @settings(deadline=None)

@@ -17,6 +17,7 @@
 #include "isa.h"
 #include "ops.h"
 #include "thread_pool.h"
+#include "thread_pool_tests.h"
 #include "token_draw.h"
 
 namespace {
@@ -453,6 +454,7 @@ int main() {
     check(nybble::int8_tiles_agree(*nybble::amx_emulated_kernels()), "self-check of int8 tiles");
     check(nybble::bfloat16_tiles_agree(*nybble::amx_emulated_kernels()), "self-check of bfloat16 tiles");
   }
+  check(nybble::units_are_done_once(), "every unit of a parallel region once");
   std::printf("AMX: %s\n", nybble::amx_status().c_str());
   for (const std::string& isa : isas) {
     nybble::set_isa(isa);

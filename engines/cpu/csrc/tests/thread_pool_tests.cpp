@@ -1,0 +1,60 @@
+#include "thread_pool_tests.h"
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "thread_pool.h"
+
+namespace nybble {
+
+namespace {
+
+constexpr double kAlwaysParallel = 1e6;  // cost of a unit
+
+/// Whoever meets unit `held` waits until all units outside of his chunk are done: others must take what he has left.
+/// A unit that nobody does would let him wait forever, hence the deadline.
+bool region_is_whole(std::int64_t num_units, std::int64_t held) {
+  std::vector<std::atomic<int>> times(static_cast<std::size_t>(num_units));
+  std::atomic<std::int64_t> num_done{0};
+  std::atomic<bool> in_time{true};
+  parallel_for(num_units, kAlwaysParallel, [&](std::int64_t begin, std::int64_t end) {
+    if (begin < 0 || begin >= end || end > num_units) {
+      in_time = false;
+      return;
+    }
+    if (begin <= held && held < end) {
+      const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+      while (in_time && num_done.load() < num_units - (end - begin)) {
+        if (std::chrono::steady_clock::now() > deadline) in_time = false;
+        std::this_thread::yield();
+      }
+    }
+    for (std::int64_t i = begin; i < end; ++i) times[static_cast<std::size_t>(i)].fetch_add(1);
+    num_done.fetch_add(end - begin);
+  });
+  bool whole = in_time;
+  for (const std::atomic<int>& count : times) whole = whole && count.load() == 1;
+  return whole;
+}
+
+}  // namespace
+
+bool units_are_done_once() {
+  const int before = num_threads();
+  bool whole = true;
+  for (const int threads : {2, 3, 4}) {
+    set_num_threads(threads);
+    for (const std::int64_t num_units : {2, 3, 5, 16, 63, 64, 65, 127, 129, 1000, 4097}) {
+      for (const std::int64_t held : {std::int64_t{-1}, std::int64_t{0}, num_units / 2, num_units - 1}) {
+        whole = whole && region_is_whole(num_units, held);
+      }
+    }
+  }
+  set_num_threads(before);
+  return whole;
+}
+
+}  // namespace nybble
