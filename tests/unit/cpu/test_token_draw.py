@@ -143,6 +143,14 @@ def test_min_p_keeps_a_token_at_the_very_distance() -> None:
     assert [draw.token(logits, uniform) for uniform in (0.0, 0.1, 0.3, BELOW_ONE)] == [1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("size", [4, 256, 1024, 5000])
+def test_top_p_stops_at_a_sum_that_is_met_exactly(size: int) -> None:
+    logits = np.zeros(size, np.float32)
+    draw = Draw.of(SamplingParams(temperature=1.0, top_p=0.25), size)
+    assert draw.token(logits, BELOW_ONE) == size // 4 - 1
+    assert draw.token(logits, 0.5) == size // 8
+
+
 def first_at_least(edge: float, total: float) -> float:
     """The least number whose product with `total`, rounded, is at least `edge`."""
     uniform = edge / total

@@ -75,3 +75,14 @@ def test_what_an_output_computes_does_not_leak_into_its_neighbours(isa: str) -> 
     got = dense(np.ones((3, 131), np.float32), kernels.DenseWeight(weight))
     assert np.isinf(got[:, 17]).all()
     np.testing.assert_array_equal(np.delete(got, 17, axis=1), np.float32(131))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_nothing_of_an_earlier_product_is_left(isa: str, rng: np.random.Generator, dtype: str) -> None:
+    """An odd number of columns is padded to pairs: what lay there before, be it infinite, must not count."""
+    array, values = stored(rng.standard_normal((33, 131)).astype(np.float32), dtype)
+    x = rng.standard_normal((13, 131)).astype(np.float32)
+    weight, wider = kernels.DenseWeight(array), kernels.DenseWeight(np.ones((33, 256), np.float32))
+    assert np.isinf(dense(np.full((13, 256), np.inf, np.float32), wider)).all()
+    magnitude = reference.linear(np.abs(x), np.abs(values))
+    assert (np.abs(dense(x, weight) - reference.linear(x, values)) <= 1e-6 * magnitude).all()
