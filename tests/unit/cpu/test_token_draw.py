@@ -205,3 +205,14 @@ def test_uniform_draws_are_those_of_numpy(seed: int, position: int) -> None:
 def test_the_last_position_carries_into_the_counter() -> None:
     generator = np.random.Generator(np.random.Philox(key=3, counter=2**64 - 1))
     assert kernels.philox_uniform(3, 2**64 - 1) == generator.random()
+
+
+def test_top_p_met_by_whole_bins_takes_nothing_of_the_next() -> None:
+    logits = np.array([-3.0, 0.0, -1.0, 0.0, -2.0], np.float32)
+    weights = weights_of(logits, 0.0, 1.0, weight_bits(5)).astype(np.float64)
+    top_p = first_at_least(float(weights[[1, 3]].sum()), float(weights.sum()))
+    assert top_p * weights.sum() == weights[[1, 3]].sum()
+    draw = Draw.of(SamplingParams(temperature=1.0, top_p=top_p), 5)
+    assert [draw.token(logits, uniform) for uniform in (0.0, 0.4999, 0.5, BELOW_ONE)] == [1, 1, 3, 3]
+    beyond = Draw.of(SamplingParams(temperature=1.0, top_p=top_p + 1e-9), 5)
+    assert beyond.token(logits, 0.5) == 2
