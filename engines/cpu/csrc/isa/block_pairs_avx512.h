@@ -7,8 +7,8 @@
 //   fma(kMagic + sum, quarter, -kMagic * quarter) = sum * quarter,    exact: 12 bits times 4, and kMagic has 2
 // The activation's scale multiplies the result, exactly too; a pair is rounded once.
 
-#include "by_block_avx512.h"
 #include "shifted_codes_avx512.h"
+#include "tile_panel_avx512.h"
 
 namespace nybble::NYBBLE_ISA {
 
@@ -114,39 +114,19 @@ __attribute__((noinline)) void add_block_pairs(const std::uint8_t* packed, const
   }
 }
 
-/// Rows [first_row, first_row + Rows).
 template <bool Vbmi, int Rows, int Parts>
-class PairedRows {
- public:
-  PairedRows(const IntegerArgs& args, int64_t first_row) : args_(args), first_row_(first_row) {}
-
-  void run_panel(int64_t panel) {
-    const Fp4View& weight = args_.weight;
-    F16 sums[Rows];
-    for (int r = 0; r < Rows; ++r) sums[r] = splat(0.0F);
-    PanelSource source = panel_source(weight, panel, 0);
-    const int64_t num_superblocks = (weight.num_columns + kSuperblockColumns - 1) / kSuperblockColumns;
-    for (int64_t superblock = 0; superblock < num_superblocks; ++superblock) {
-      const int num_blocks = static_cast<int>(superblock_columns(weight.num_columns, superblock) / 16);
-      const int64_t slot = superblock * args_.num_rows + first_row_;
-      prefetch_scales(weight, source, superblock);
-      if (weight.e4m3_scales && irregular_rows(args_, first_row_, Rows, superblock) == 0) {
-        const std::int8_t* codes = args_.rows.codes + slot * Parts * kSuperblockColumns;
-        const PairRows rows{codes, codes + args_.num_rows * Parts * kSuperblockColumns,
-                            args_.rows.block_scales + slot * kBlocks16, args_.rows.block_biases + slot * kBlocks16};
-        add_block_pairs<Vbmi, Rows, Parts>(source.codes, source.scales, num_blocks, rows, sums);
-      } else {
-        add_by_block<Parts, 16>(args_, first_row_, all_rows(Rows), source, superblock, num_blocks, sums);
+struct PairedRows {
+  static void run(const IntegerArgs& args, int64_t first_row, int64_t panel) {
+    run_tile_panel<Rows, Parts, 16>(args, first_row, panel, [&](const TileSuperblock& tile, F16* sums) {
+      if (!args.weight.e4m3_scales || irregular_rows(args, first_row, Rows, tile.superblock) != 0) {
+        return all_rows(Rows);
       }
-      source.codes += kSuperblockColumns * 8;
-      source.scales += kSuperblockColumns;
-    }
-    store_outputs<Rows, Parts>(args_, first_row_, panel, sums);
+      const PairRows rows{tile.codes, tile.next_codes, args.rows.block_scales + tile.slot * kBlocks16,
+                          args.rows.block_biases + tile.slot * kBlocks16};
+      add_block_pairs<Vbmi, Rows, Parts>(tile.source.codes, tile.source.scales, tile.num_blocks, rows, sums);
+      return std::uint32_t{0};
+    });
   }
-
- private:
-  const IntegerArgs& args_;
-  int64_t first_row_;
 };
 
 }  // namespace nybble::NYBBLE_ISA

@@ -17,7 +17,7 @@ constexpr int64_t kPanelsBytes = 512 << 10;  // of weights that stay in L2 while
 template <template <bool, int, int> class Tile, bool Vbmi, int MaxRows, int Parts>
 void run_tile(const IntegerArgs& args, int64_t row, int64_t num_rows, int64_t panel) {
   if (num_rows == MaxRows) {
-    Tile<Vbmi, MaxRows, Parts>(args, row).run_panel(panel);
+    Tile<Vbmi, MaxRows, Parts>::run(args, row, panel);
   } else if constexpr (MaxRows > 1) {
     run_tile<Tile, Vbmi, MaxRows - 1, Parts>(args, row, num_rows, panel);
   }

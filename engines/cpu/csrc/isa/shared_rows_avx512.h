@@ -2,8 +2,8 @@
 // A tile of up to 24 rows times one panel of MXFP4 weights, for superblocks with shared exponents: all its sums stay in
 // registers, weights go from memory through registers into the products, nothing is stored in between.
 
-#include "by_block_avx512.h"
 #include "shifted_codes_avx512.h"
+#include "tile_panel_avx512.h"
 
 namespace nybble::NYBBLE_ISA {
 
@@ -53,41 +53,17 @@ __attribute__((noinline)) void add_shared_rows(const std::uint8_t* packed, const
   }
 }
 
-/// Rows [first_row, first_row + Rows).
 template <bool Vbmi, int Rows, int Parts>
-class SharedRows {
- public:
-  SharedRows(const IntegerArgs& args, int64_t first_row) : args_(args), first_row_(first_row) {}
-
-  void run_panel(int64_t panel) {
-    const Fp4View& weight = args_.weight;
-    F16 sums[Rows];
-    for (int r = 0; r < Rows; ++r) sums[r] = splat(0.0F);
-    PanelSource source = panel_source(weight, panel, 0);
-    const int64_t num_superblocks = (weight.num_columns + kSuperblockColumns - 1) / kSuperblockColumns;
-    for (int64_t superblock = 0; superblock < num_superblocks; ++superblock) {
-      const int num_blocks = static_cast<int>(superblock_columns(weight.num_columns, superblock) / 32);
-      const int64_t slot = superblock * args_.num_rows + first_row_;
+struct SharedRows {
+  static void run(const IntegerArgs& args, int64_t first_row, int64_t panel) {
+    run_tile_panel<Rows, Parts, 32>(args, first_row, panel, [&](const TileSuperblock& tile, F16* sums) {
       SharedSuperblock<Vbmi> shared;
-      prefetch_scales(weight, source, superblock);
-      std::uint32_t left = all_rows(Rows);
-      if (share_superblock<Vbmi, kSharedBias>(source, num_blocks, shared)) {
-        const std::int8_t* codes = args_.rows.codes + slot * Parts * kSuperblockColumns;
-        add_shared_rows<Vbmi, Rows, Parts>(source.codes, shared, num_blocks, codes,
-                                           codes + args_.num_rows * Parts * kSuperblockColumns,
-                                           args_.rows.scales + slot, args_.rows.biases + slot, sums);
-        left = irregular_rows(args_, first_row_, Rows, superblock);  // they added nothing to the shared product
-      }
-      if (left != 0) add_by_block<Parts, 32>(args_, first_row_, left, source, superblock, num_blocks, sums);
-      source.codes += kSuperblockColumns * 8;
-      source.scales += kSuperblockColumns / 32 * 16;
-    }
-    store_outputs<Rows, Parts>(args_, first_row_, panel, sums);
+      if (!share_superblock<Vbmi, kSharedBias>(tile.source, tile.num_blocks, shared)) return all_rows(Rows);
+      add_shared_rows<Vbmi, Rows, Parts>(tile.source.codes, shared, tile.num_blocks, tile.codes, tile.next_codes,
+                                         args.rows.scales + tile.slot, args.rows.biases + tile.slot, sums);
+      return irregular_rows(args, first_row, Rows, tile.superblock);  // they added nothing to the shared product
+    });
   }
-
- private:
-  const IntegerArgs& args_;
-  int64_t first_row_;
 };
 
 }  // namespace nybble::NYBBLE_ISA
