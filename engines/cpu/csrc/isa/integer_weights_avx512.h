@@ -102,21 +102,13 @@ inline F16 quarter_scales(const PanelSource& source, int block) {
   return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_permutexvar_epi32(index, entries), steps))};
 }
 
-/// acc += dot products of four unsigned by four signed bytes. As an instruction, not an intrinsic: GCC 12 moves the
-/// accumulators of a large tile from register to register and to the stack around the intrinsic, at half the speed.
-inline void dot_product(__m512i& acc, __m512i weights, __m512i x) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(x));
-}
-
 typedef std::int32_t FourCodes __attribute__((may_alias));
 
-/// The same with four activation codes from memory for all lanes.
+/// acc += dot products of four unsigned by four signed bytes, these from memory and the same for all lanes. As an
+/// instruction, not an intrinsic: GCC 12 moves the accumulators of a large tile from register to register and to the
+/// stack around the intrinsic, at half the speed.
 inline void dot_product(__m512i& acc, __m512i weights, const std::int8_t* codes) {
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(weights), "m"(*reinterpret_cast<const FourCodes*>(codes)));
-}
-
-inline __m512i four_columns(const std::int8_t* codes) {
-  return _mm512_set1_epi32(*reinterpret_cast<const FourCodes*>(codes));
 }
 
 }  // namespace nybble::NYBBLE_ISA
