@@ -1,10 +1,11 @@
 """FP4 linear layers of true sizes: GB/s and GFLOP/s, as shares of limits measured in the same run.
 
-    python -m benchmarks.kernels.linear --threads 2 --rows 1,8,512
+    python -m benchmarks.kernels.linear --threads 2 --output FILE
 
 Weights rotate through copies larger than any cache, as in a model. Every case is timed call by call, the
 cases taking turns, and the best call counts: on a shared machine a neighbour can only slow a call down.
-The last column is the share of the AMX bfloat16 peak where there is one, else of int8 dot products.
+The last column is the share of the AMX bfloat16 peak where there is one, else of int8 dot products, else of
+FP32 FMA; a record says which in `arithmetic_peak`.
 `--clock cpu` divides the process's CPU time by the number of threads instead of taking wall time: on a busy
 machine it leaves out the time in which somebody else ran (not what that somebody did to caches and memory).
 """
@@ -14,10 +15,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import record
 from engines.bench.timed_cases import Case, best_seconds
 from engines.cpu import kernels
 from engines.cpu.machine_limits import MachineLimits, measure_machine_limits
@@ -60,7 +65,7 @@ def linear_case(
     weights: Rotation,
     rng: np.random.Generator,
 ) -> Case:
-    """`activations` is "fp4" (W4A4, quantizing included) or "bf16" (W4A16)."""
+    """`activations` is "fp4" (W4A4, of activations quantized before) or "bf16" (W4A16)."""
     first = weights.copies[0]
     x = rng.standard_normal((num_rows, first.num_columns)).astype(np.float32)
     out = np.empty((num_rows, first.num_rows), np.float32)
@@ -90,26 +95,64 @@ def quantized(
     return codes, scales
 
 
-def report(cases: list[Case], best: list[float], limits: MachineLimits) -> None:
-    tiles = limits.amx_bfloat16_operations_per_second
-    unit = "of tiles" if tiles else "of int8"
-    print(f"{'case':12} {'rows':>5} {'ms':>9} {'GB/s':>7} {'of read':>8} {'GFLOP/s':>8} {unit:>8}")
-    peak = tiles or limits.int8_dot_operations_per_second or limits.float32_fma_operations_per_second
-    for case, seconds in zip(cases, best, strict=True):
-        read = case.num_bytes / seconds
-        rate = case.num_operations / seconds
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    """Every layout with both kinds of activations, by number of rows."""
+    rng = np.random.default_rng(1)
+    num_copies = options.copies or 1 + _COLD_BYTES * 2 // (options.outputs * options.columns)
+    for layout in options.layouts.split(","):
+        weights = Rotation(random_weights(layout, options.outputs, options.columns, num_copies, rng))
+        for activations in options.activations.split(","):
+            for num_rows in map(int, options.rows.split(",")):
+                yield linear_case(layout, activations, num_rows, weights, rng)
+
+
+def arithmetic_peak(limits: MachineLimits) -> tuple[str, float]:
+    """The limit that operations are compared with: its name in MachineLimits, and operations per second."""
+    names = ("amx_bfloat16", "int8_dot", "float32_fma")
+    fields = (f"{name}_operations_per_second" for name in names)
+    return next((field, peak) for field in fields if (peak := getattr(limits, field)))
+
+
+def row(case: Case, seconds: float, limits: MachineLimits) -> dict[str, Any]:
+    """What the record says of a case."""
+    read, rate = case.num_bytes / seconds, case.num_operations / seconds
+    return {
+        "case": case.name,
+        "num_rows": case.num_rows,
+        "milliseconds": round(seconds * 1e3, 4),
+        "bytes_per_second": round(read),
+        "share_of_read_bandwidth": round(read / limits.read_bytes_per_second, 3),
+        "operations_per_second": round(rate),
+        "share_of_arithmetic_peak": round(rate / arithmetic_peak(limits)[1], 3),
+    }
+
+
+def show(rows: list[dict[str, Any]], limits: MachineLimits) -> None:
+    """The limits and a line for each row."""
+    print(
+        f"{limits.isa}, {limits.num_threads} threads: read {limits.read_bytes_per_second / 1e9:.1f} GB/s, "
+        f"FP32 FMA {limits.float32_fma_operations_per_second / 1e9:.0f} GFLOP/s, "
+        f"int8 dot {(limits.int8_dot_operations_per_second or 0) / 1e9:.0f} GOP/s, "
+        f"AMX bfloat16 {(limits.amx_bfloat16_operations_per_second or 0) / 1e9:.0f} GFLOP/s"
+    )
+    print(f"{'case':12} {'rows':>5} {'ms':>9} {'GB/s':>7} {'of read':>8} {'GFLOP/s':>8} {'of peak':>8}")
+    for each in rows:
         print(
-            f"{case.name:12} {case.num_rows:5} {seconds * 1e3:9.3f} {read / 1e9:7.2f} "
-            f"{read / limits.read_bytes_per_second:8.0%} {rate / 1e9:8.1f} {rate / peak:8.0%}"
+            f"{each['case']:12} {each['num_rows']:5} {each['milliseconds']:9.3f} "
+            f"{each['bytes_per_second'] / 1e9:7.2f} {each['share_of_read_bandwidth']:8.0%} "
+            f"{each['operations_per_second'] / 1e9:8.1f} {each['share_of_arithmetic_peak']:8.0%}"
         )
 
 
-def main() -> None:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.kernels.linear",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--threads", type=int, default=kernels.num_threads())
-    parser.add_argument("--rows", default="1,2,4,8,16,32,64,512")
+    parser.add_argument("--rows", default="1,2,4,8,16,24,32,64,512")
     parser.add_argument("--outputs", type=int, default=14336)
     parser.add_argument("--columns", type=int, default=4096)
     parser.add_argument("--layouts", default="mxfp4,nvfp4")
@@ -117,27 +160,32 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="per case")
     parser.add_argument("--copies", type=int, help="of each weight; 1 and a small weight: all in cache")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    arguments = parser.parse_args()
-    kernels.set_num_threads(arguments.threads)
-    rng = np.random.default_rng(1)
-    limits = measure_machine_limits(arguments.threads)
-    print(
-        f"{limits.isa}, {limits.num_threads} threads: read {limits.read_bytes_per_second / 1e9:.1f} GB/s, "
-        f"FP32 FMA {limits.float32_fma_operations_per_second / 1e9:.0f} GFLOP/s, "
-        f"int8 dot {(limits.int8_dot_operations_per_second or 0) / 1e9:.0f} GOP/s, "
-        f"AMX bfloat16 {(limits.amx_bfloat16_operations_per_second or 0) / 1e9:.0f} GFLOP/s"
-    )
-    cases = []
-    num_copies = arguments.copies or 1 + _COLD_BYTES * 2 // (arguments.outputs * arguments.columns)
-    for layout in arguments.layouts.split(","):
-        copies = random_weights(layout, arguments.outputs, arguments.columns, num_copies, rng)
-        weights = Rotation(copies)
-        for activations in arguments.activations.split(","):
-            for num_rows in map(int, arguments.rows.split(",")):
-                cases.append(linear_case(layout, activations, num_rows, weights, rng))
-    num_threads = arguments.threads
-    clock = time.perf_counter if arguments.clock == "wall" else lambda: time.process_time() / num_threads
-    report(cases, best_seconds(cases, arguments.seconds, clock), limits)
+    record.add_output_option(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    options = parse(arguments)
+    kernels.set_num_threads(options.threads)
+    begun = record.begin("benchmarks.kernels.linear", arguments)
+    limits = measure_machine_limits(options.threads)
+    clock = time.perf_counter if options.clock == "wall" else lambda: time.process_time() / options.threads
+    timed = list(cases(options))
+    rows = [
+        row(case, seconds, limits)
+        for case, seconds in zip(timed, best_seconds(timed, options.seconds, clock), strict=True)
+    ]
+    show(rows, limits)
+    if options.output is not None:
+        about = {
+            "num_outputs": options.outputs,
+            "num_columns": options.columns,
+            "clock": options.clock,
+            "arithmetic_peak": arithmetic_peak(limits)[0],
+            "machine_limits": asdict(limits),
+        }
+        record.publish(begun.document({**about, "rows": rows}), options.output)
 
 
 if __name__ == "__main__":
