@@ -73,9 +73,9 @@ struct AttentionScratch {
   }
 };
 
-/// Scratch of one thread for the heads of one item of few queries: `scores` and `factors` serve one head after the
-/// other, the rest is each head's own.
-struct FewQueriesScratch {
+/// Scratch of one thread for the heads of one item: `scores` and `factors` serve one head after the other, the rest is
+/// each head's own.
+struct HeadsScratch {
   float* scores;
   float* factors;
   float* heads;
@@ -84,7 +84,7 @@ struct FewQueriesScratch {
   static std::int64_t floats(std::int64_t num_heads, std::int64_t num_queries, std::int64_t stride) {
     return round_up_to_lanes(num_queries) * (kAttentionTileKeys + 1) + num_heads * floats_per_head(num_queries, stride);
   }
-  static FewQueriesScratch at(float* memory, std::int64_t num_queries, std::int64_t stride) {
+  static HeadsScratch at(float* memory, std::int64_t num_queries, std::int64_t stride) {
     const std::int64_t padded = round_up_to_lanes(num_queries);
     float* factors = memory + padded * kAttentionTileKeys;
     return {memory, factors, factors + padded, floats_per_head(num_queries, stride)};

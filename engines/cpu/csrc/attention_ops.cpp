@@ -113,7 +113,7 @@ class AttentionRun {
       cost_ += static_cast<double>(unit_cost(args, unit) * args.num_heads * args.cache.head_dim);
       const std::int64_t queries = unit.num_rows * group_;
       const bool few = few_queries(args.cache, queries);
-      scratch_floats_ = std::max(scratch_floats_, few ? FewQueriesScratch::floats(num_kv_heads(), queries, stride)
+      scratch_floats_ = std::max(scratch_floats_, few ? HeadsScratch::floats(num_kv_heads(), queries, stride)
                                                       : AttentionScratch::floats(queries, stride));
       state_floats_ = std::max(state_floats_, AttentionState::floats(queries, stride));
     }

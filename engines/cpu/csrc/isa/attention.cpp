@@ -146,7 +146,7 @@ void attend(const Queries& queries, int64_t first_partition, int64_t last_partit
 void attention(const AttentionArgs& args, const AttentionItem& item, const AttentionItem* next, float* workspace,
                float* states, int64_t state_floats) {
   if (few_queries(args.cache, item.unit->num_rows * (args.num_heads / args.cache.num_kv_heads))) {
-    attend_few<ElementType::kBfloat16>(args, item, next, workspace, states, state_floats);
+    attend_item(FewQueriesKernel<ElementType::kBfloat16>{}, args, item, next, workspace, states, state_floats);
     return;
   }
   const Queries queries{args, *item.unit, item.first_head};

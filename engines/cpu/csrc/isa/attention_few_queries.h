@@ -1,24 +1,12 @@
 #pragma once
 // Attention of few queries, decode above all: bound by memory, so keys and values are read straight from the cache.
 //
-// The KV heads of a block lie side by side and take a tile one after the other. Every line that is read asks for the
-// same line of the next head, or after the last one of the next tile's, or the next item's, first: memory then sees a
-// stream per block that goes through all heads.
+// Every line that is read asks for the same line of the tile that attend_item takes next.
 
+#include "attention_item.h"
 #include "attention_products.h"
-#include "attention_softmax.h"
 
 namespace nybble::NYBBLE_ISA {
-
-/// The tiles of an item: positions [first, end), in tiles from `start` on.
-struct ItemTiles {
-  int64_t first, end, start;
-
-  ItemTiles(const Queries& queries, const AttentionItem& item)
-      : first(max64(queries.oldest(), item.first_partition * kAttentionPartitionKeys)),
-        end(min64(queries.last() + 1, item.last_partition * kAttentionPartitionKeys)),
-        start(first / kAttentionTileKeys * kAttentionTileKeys) {}
-};
 
 static inline TileGroups find_groups(const Queries& queries, int64_t start) {
   return find_groups(queries.args.cache, queries.unit.block_table, queries.kv_head, start,
@@ -49,57 +37,18 @@ static inline void add_groups(const Queries& queries, const TileView& view, cons
   });
 }
 
-/// The state a tile adds to: the first partition's is the item's, later ones are merged into it.
-static inline AttentionState state_of(const AttentionScratch& scratch, float* states, int64_t num_queries,
-                                      bool is_first) {
-  return is_first ? AttentionState::at(states, num_queries) : scratch.partition;
-}
-
+/// For attend_item: keys and values straight from the cache, queries as float32.
 template <ElementType Type>
-static void attend_few(const AttentionArgs& args, const AttentionItem& item, const AttentionItem* next,
-                       float* workspace, float* states, int64_t state_floats) {
-  const Queries any{args, *item.unit, item.first_head};
-  const FewQueriesScratch memory = FewQueriesScratch::at(workspace, any.count, any.stride);
-  const int64_t num_heads = item.last_head - item.first_head;
-  const auto for_heads = [&](bool is_first, const auto& function) {
-    for (int64_t head = 0; head < num_heads; ++head) {
-      const AttentionScratch scratch = memory.of(head, any.count, any.stride);
-      const Queries queries{args, *item.unit, item.first_head + head};
-      function(queries, scratch, state_of(scratch, states + head * state_floats, any.count, is_first));
-    }
-  };
-  for_heads(true, [](const Queries& queries, const AttentionScratch& scratch, const AttentionState&) {
-    load_queries(queries, scratch.q);
-  });
-  const ItemTiles tiles(any, item);
-  TileGroups groups = find_groups(any, tiles.start);
-  bool is_first = true;
-  for (int64_t start = tiles.start; start < tiles.end;) {
-    const int64_t after = start + kAttentionTileKeys;
-    TileGroups next_tile = groups;
-    if (after < tiles.end) {
-      next_tile = find_groups(any, after);
-    } else if (next != nullptr) {
-      const Queries queries{args, *next->unit, next->first_head};
-      next_tile = find_groups(queries, ItemTiles(queries, *next).start);
-    }
-    const TileView view(any, start);
-    const bool begins = start <= tiles.first || start % kAttentionPartitionKeys == 0;
-    const bool ends = after % kAttentionPartitionKeys == 0 || after >= tiles.end;
-    for_heads(is_first, [&](const Queries& queries, const AttentionScratch& scratch, const AttentionState& state) {
-      if (begins) clear(queries, state, scratch.lane_sums);
-      const bool is_last = queries.kv_head + 1 == item.last_head;
-      const TileGroups next_groups = is_last ? next_tile : groups.next_head(args.cache);
-      add_groups<Type>(queries, view, groups, next_groups, scratch, state);
-      groups = next_groups;
-      if (!ends) return;
-      for (int64_t i = 0; i < queries.count; ++i) state.totals[i] = sum_lanes(load(scratch.lane_sums + 16 * i));
-      float* first_state = states + (queries.kv_head - item.first_head) * state_floats;
-      if (!is_first) merge(queries, state, AttentionState::at(first_state, queries.count));
-    });
-    if (ends) is_first = false;
-    start = after;
+struct FewQueriesKernel {
+  using Tile = TileGroups;
+
+  Tile find(const Queries& queries, int64_t start) const { return find_groups(queries, start); }
+  Tile next_head(const Tile& groups, const KvCache& cache) const { return groups.next_head(cache); }
+  void load(const Queries& queries, const AttentionScratch& scratch) const { load_queries(queries, scratch.q); }
+  void add(const Queries& queries, const TileView& view, const Tile& groups, const Tile& next,
+           const AttentionScratch& scratch, const AttentionState& state) const {
+    add_groups<Type>(queries, view, groups, next, scratch, state);
   }
-}
+};
 
 }  // namespace nybble::NYBBLE_ISA
