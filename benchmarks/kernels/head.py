@@ -17,13 +17,14 @@ from benchmarks import record
 from engines.bench.timed_cases import Case, best_seconds
 from engines.cpu import kernels
 from engines.cpu.machine_limits import MachineLimits, measure_machine_limits
+from engines.cpu.weights import DenseWeight
 
 
 def head_cases(vocab_size: int, hidden_size: int, rows: list[int]) -> list[Case]:
     """One product of random numbers for each number of rows, all with the same weight."""
     rng = np.random.default_rng(0)
     numbers = rng.standard_normal((vocab_size, hidden_size), np.float32)
-    weight = kernels.DenseWeight((numbers.view(np.uint32) >> 16).astype(np.uint16))
+    weight = DenseWeight((numbers.view(np.uint32) >> 16).astype(np.uint16))
 
     def case(num_rows: int) -> Case:
         x = rng.standard_normal((num_rows, hidden_size), np.float32)

@@ -26,6 +26,7 @@ from benchmarks import record
 from engines.bench.timed_cases import Case, best_seconds
 from engines.cpu import kernels
 from engines.cpu.machine_limits import MachineLimits, measure_machine_limits
+from engines.cpu.weights import Fp4Shard, Fp4Weight
 from engines.fp4 import mxfp4, nvfp4
 
 _COLD_BYTES = 320 << 20
@@ -33,27 +34,27 @@ _COLD_BYTES = 320 << 20
 
 def random_weights(
     layout: str, num_outputs: int, num_columns: int, num_copies: int, rng: np.random.Generator
-) -> list[kernels.Fp4Weight]:
+) -> list[Fp4Weight]:
     """Copies of one random weight, scales as those of trained weights: exponents of two or three values."""
     group_size = 32 if layout == "mxfp4" else 16
     packed = rng.integers(0, 256, (num_outputs, num_columns // 2), np.uint8)
     shape = (num_outputs, num_columns // group_size)
     if layout == "mxfp4":
-        shard = kernels.Fp4Shard(packed, rng.integers(119, 122, shape, np.uint8), mxfp4.scale_table())
+        shard = Fp4Shard(packed, rng.integers(119, 122, shape, np.uint8), mxfp4.scale_table())
     else:
         table = nvfp4.scale_table("compressed-tensors", 937.0)
-        shard = kernels.Fp4Shard(packed, rng.integers(100, 126, shape, np.uint8), table)
-    return [kernels.Fp4Weight([shard], group_size) for _ in range(num_copies)]
+        shard = Fp4Shard(packed, rng.integers(100, 126, shape, np.uint8), table)
+    return [Fp4Weight([shard], group_size) for _ in range(num_copies)]
 
 
 class Rotation:
     """Copies of a weight, in turns for all cases: what the last call read must not be read again."""
 
-    def __init__(self, copies: list[kernels.Fp4Weight]) -> None:
+    def __init__(self, copies: list[Fp4Weight]) -> None:
         self.copies = copies
         self._turns = itertools.cycle(copies)
 
-    def next(self) -> kernels.Fp4Weight:
+    def next(self) -> Fp4Weight:
         """The copy whose turn it is."""
         return next(self._turns)
 

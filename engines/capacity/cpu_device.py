@@ -11,6 +11,7 @@ import numpy as np
 from engines.capacity.devices import Device
 from engines.cpu import kernels
 from engines.cpu.machine_limits import measure_read_bandwidth
+from engines.cpu.weights import DenseWeight, Fp4Shard, Fp4Weight
 from engines.fp4 import mxfp4
 from engines.host_memory import available_memory_bytes
 
@@ -91,7 +92,7 @@ def _fp4_product() -> Callable[[], None]:
     random = np.random.default_rng(0)
     packed = random.integers(0, 256, (_GEMM_ROWS, _GEMM_COLUMNS // 2), np.uint8)
     scales = np.full((_GEMM_ROWS, _GEMM_COLUMNS // 32), 127, np.uint8)
-    weight = kernels.Fp4Weight([kernels.Fp4Shard(packed, scales, mxfp4.scale_table())], 32)
+    weight = Fp4Weight([Fp4Shard(packed, scales, mxfp4.scale_table())], 32)
     codes = random.integers(-12, 13, (_GEMM_TOKENS, _GEMM_COLUMNS)).astype(np.int8)
     factors = np.ones((_GEMM_TOKENS, _GEMM_COLUMNS // 32), np.float32)
     out = np.empty((_GEMM_TOKENS, _GEMM_ROWS), np.float32)
@@ -101,7 +102,7 @@ def _fp4_product() -> Callable[[], None]:
 def _bf16_product() -> Callable[[], None]:
     random = np.random.default_rng(0)
     numbers = random.standard_normal((_GEMM_ROWS, _GEMM_COLUMNS), np.float32)
-    weight = kernels.DenseWeight((numbers.view(np.uint32) >> 16).astype(np.uint16))
+    weight = DenseWeight((numbers.view(np.uint32) >> 16).astype(np.uint16))
     x = random.standard_normal((_GEMM_TOKENS, _GEMM_COLUMNS), np.float32)
     out = np.empty((_GEMM_TOKENS, _GEMM_ROWS), np.float32)
     return lambda: kernels.dense_linear(x, weight, out)

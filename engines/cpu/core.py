@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.base import EngineInfo, EngineStats, StepKind
-from engines.cpu import kernels
 from engines.cpu.logprobs import token_logprob
 from engines.cpu.model_runner import ModelRunner, SequenceLogits
 from engines.cpu.prefill_cost import PrefillWork
@@ -18,6 +17,7 @@ from engines.cpu.prefill_pacer import PrefillPacer
 from engines.cpu.sampler import SequenceSampler
 from engines.cpu.speculation.speculator import Speculator
 from engines.cpu.step_times import StepTimes, prefill_chunks, step_kind
+from engines.cpu.token_draw import logits_peak
 from engines.errors import EngineError, GenerationFailed, GrammarFailed
 from engines.grammar.constraint import Constraint
 from engines.request import FinishReason, GenerationRequest, SequenceTiming, TokenLogprob, TokenOutput
@@ -193,7 +193,7 @@ class EngineCore:
         """
         token_ids: list[int] = []
         for row, draft in zip_longest(rows, drafts):
-            peak = kernels.logits_peak(row)
+            peak = logits_peak(row)
             if not peak.all_finite:
                 return _non_finite_logits()
             sampler = generation.sampler

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.cpu import _kernels, kernels
+from engines.cpu import _kernels
 from engines.cpu.forward_batch import ForwardBatch
 from engines.cpu.kv_cache import KvCache
+from engines.cpu.weights import DenseWeight, Fp4Weight
 
 Float32Array = NDArray[np.float32]
 
@@ -31,17 +32,17 @@ class LinearLayer:
     def __init__(self) -> None:
         self.handle = _kernels.LinearLayer()
 
-    def add_dense(self, weight: kernels.DenseWeight, bias: Float32Array | None) -> None:
+    def add_dense(self, weight: DenseWeight, bias: Float32Array | None) -> None:
         """A weight in BF16, FP16 or FP32; bias is float32 [num_rows]."""
         self.handle.add_dense(weight.handle, bias)
 
-    def add_fp4(self, weight: kernels.Fp4Weight, bias: Float32Array | None) -> None:
+    def add_fp4(self, weight: Fp4Weight, bias: Float32Array | None) -> None:
         """FP4 weights times activations as they are: `kernels.fp4_linear_w4a16`."""
         self.handle.add_fp4(weight.handle, _UNQUANTIZED, 0.0, False, bias)
 
     def add_quantized_fp4(
         self,
-        weight: kernels.Fp4Weight,
+        weight: Fp4Weight,
         input_scale: float | None,
         *,
         modelopt: bool,

@@ -8,23 +8,27 @@ nor on their number or the number of threads. `engines.cpu.reference` says what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.cpu import _kernels
+from engines.cpu.array_checks import (
+    DENSE_DTYPES,
+    FLOAT32,
+    INT8,
+    INT32,
+    INT64,
+    UINT8,
+    check_array,
+    check_output,
+)
+from engines.cpu.weights import DenseWeight, Fp4Weight
 
 Float32Array = NDArray[np.float32]
 
-_FLOAT32 = np.dtype(np.float32)
-_UINT8 = np.dtype(np.uint8)
-_INT8 = np.dtype(np.int8)
-_INT32 = np.dtype(np.int32)
-_INT64 = np.dtype(np.int64)
-_DENSE_DTYPES = (_FLOAT32, np.dtype(np.float16), np.dtype(np.uint16))
-_CACHE_DTYPES = (_FLOAT32, np.dtype(np.uint16), _UINT8)
+_CACHE_DTYPES = (FLOAT32, np.dtype(np.uint16), UINT8)
 
 
 def isa_name() -> str:
@@ -57,138 +61,6 @@ def set_num_threads(count: int) -> None:
     _kernels.set_num_threads(count)
 
 
-def _check(
-    name: str,
-    array: NDArray[Any],
-    dtypes: tuple[np.dtype[Any], ...] | np.dtype[Any],
-    shape: tuple[int | None, ...],
-) -> None:
-    """`shape` has None where any length will do."""
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}")
-    allowed = dtypes if isinstance(dtypes, tuple) else (dtypes,)
-    if array.dtype not in allowed:
-        raise TypeError(f"{name} must have dtype {' or '.join(map(str, allowed))}, got {array.dtype}")
-    if array.ndim != len(shape) or any(
-        want is not None and want != got for want, got in zip(shape, array.shape, strict=True)
-    ):
-        wanted = ", ".join("any" if length is None else str(length) for length in shape)
-        raise ValueError(f"{name} must have shape [{wanted}], got {list(array.shape)}")
-    if not array.flags.c_contiguous:
-        raise ValueError(f"{name} must be C-contiguous; pass numpy.ascontiguousarray({name})")
-
-
-def _check_out(
-    name: str,
-    array: NDArray[Any],
-    dtypes: tuple[np.dtype[Any], ...] | np.dtype[Any],
-    shape: tuple[int | None, ...],
-) -> None:
-    _check(name, array, dtypes, shape)
-    if not array.flags.writeable:
-        raise ValueError(f"{name} must be writeable")
-
-
-class Fp4Shard(NamedTuple):
-    """One FP4 matrix as a checkpoint stores it."""
-
-    packed: NDArray[np.uint8]
-    """[N, K/2]; the low nibble is the even column."""
-    scales: NDArray[np.uint8]
-    """[N, K/group_size], the scales' bits (E8M0 or E4M3)."""
-    scale_table: Float32Array
-    """[256], scale bits -> float32 multiplier with the global scale folded in."""
-
-
-class Fp4Weight:
-    """FP4 weight [num_rows, num_columns] repacked for the kernels; the shards may be freed afterwards.
-
-    Several shards (q, k and v, say) stack along the rows, each with its own scale table; table entries in use
-    must not be negative. `round_to_bfloat16` makes `decode` and `fp4_linear_f32` round every decoded value to
-    bfloat16; `fp4_linear_w4a4` ignores it, and is alone in multiplying its sums by `activation_scale`: what
-    `quantize_nvfp4` leaves out of its scales.
-    """
-
-    __slots__ = ("handle",)
-
-    def __init__(
-        self,
-        shards: Sequence[Fp4Shard],
-        group_size: int,
-        round_to_bfloat16: bool = False,
-        activation_scale: float = 1.0,
-    ) -> None:
-        if group_size not in (16, 32):
-            raise ValueError(f"group_size must be 16 or 32, got {group_size}")
-        if not shards:
-            raise ValueError("shards is empty: an FP4 weight needs at least one")
-        num_columns = 2 * shards[0][0].shape[-1]
-        if num_columns == 0 or num_columns % group_size:
-            raise ValueError(
-                f"packed holds {num_columns} columns, expected a positive multiple of {group_size}"
-            )
-        for i, (packed, scales, scale_table) in enumerate(shards):
-            _check(f"shards[{i}] packed", packed, _UINT8, (None, num_columns // 2))
-            if packed.shape[0] == 0:
-                raise ValueError(f"shards[{i}] packed has no rows")
-            _check(f"shards[{i}] scales", scales, _UINT8, (packed.shape[0], num_columns // group_size))
-            _check(f"shards[{i}] scale_table", scale_table, _FLOAT32, (256,))
-        self.handle = _kernels.Fp4Weight(list(shards), group_size, round_to_bfloat16, activation_scale)
-
-    @property
-    def num_rows(self) -> int:
-        return self.handle.num_rows
-
-    @property
-    def num_columns(self) -> int:
-        return self.handle.num_columns
-
-    @property
-    def group_size(self) -> int:
-        return self.handle.group_size
-
-    @property
-    def round_to_bfloat16(self) -> bool:
-        return self.handle.round_to_bfloat16
-
-    @property
-    def num_bytes(self) -> int:
-        return self.handle.num_bytes
-
-    @property
-    def shard_rows(self) -> list[int]:
-        """Rows of each shard, in order."""
-        return self.handle.shard_rows
-
-    def decode(self) -> Float32Array:
-        """Dequantized weight, float32 [num_rows, num_columns]."""
-        return self.handle.decode()
-
-
-class DenseWeight:
-    """Unquantized weight [N, K] repacked for `dense_linear`: float32, float16, or bfloat16 as uint16 bits."""
-
-    __slots__ = ("handle",)
-
-    def __init__(self, values: NDArray[Any]) -> None:
-        _check("values", values, _DENSE_DTYPES, (None, None))
-        if 0 in values.shape:
-            raise ValueError(f"values must not be empty, got shape {list(values.shape)}")
-        self.handle = _kernels.DenseWeight(values)
-
-    @property
-    def num_rows(self) -> int:
-        return self.handle.num_rows
-
-    @property
-    def num_columns(self) -> int:
-        return self.handle.num_columns
-
-    @property
-    def num_bytes(self) -> int:
-        return self.handle.num_bytes
-
-
 def fp4_linear_w4a4(
     codes: NDArray[np.int8], scales: Float32Array, weight: Fp4Weight, out: Float32Array
 ) -> None:
@@ -199,9 +71,9 @@ def fp4_linear_w4a4(
     Bit-identical on every instruction set.
     """
     columns = weight.num_columns
-    _check("codes", codes, _INT8, (None, columns))
-    _check("scales", scales, _FLOAT32, (codes.shape[0], columns // weight.group_size))
-    _check_out("out", out, _FLOAT32, (codes.shape[0], weight.num_rows))
+    check_array("codes", codes, INT8, (None, columns))
+    check_array("scales", scales, FLOAT32, (codes.shape[0], columns // weight.group_size))
+    check_output("out", out, FLOAT32, (codes.shape[0], weight.num_rows))
     _kernels.fp4_linear_w4a4(codes, scales, weight.handle, out)
 
 
@@ -214,32 +86,32 @@ def fp4_linear_w4a16(x: Float32Array, weight: Fp4Weight, out: Float32Array) -> N
     bits: off by at most 2^-9 of the value or 2^-12 of the largest. Elsewhere it is `fp4_linear_f32`.
     `round_to_bfloat16` of the weight is ignored.
     """
-    _check("x", x, _FLOAT32, (None, weight.num_columns))
-    _check_out("out", out, _FLOAT32, (x.shape[0], weight.num_rows))
+    check_array("x", x, FLOAT32, (None, weight.num_columns))
+    check_output("out", out, FLOAT32, (x.shape[0], weight.num_rows))
     _kernels.fp4_linear_w4a16(x, weight.handle, out)
 
 
 def fp4_linear_f32(x: Float32Array, weight: Fp4Weight, out: Float32Array) -> None:
     """out[M, N] = x[M, K] times the decoded weight, transposed, summed in float32."""
-    _check("x", x, _FLOAT32, (None, weight.num_columns))
-    _check_out("out", out, _FLOAT32, (x.shape[0], weight.num_rows))
+    check_array("x", x, FLOAT32, (None, weight.num_columns))
+    check_output("out", out, FLOAT32, (x.shape[0], weight.num_rows))
     _kernels.fp4_linear_f32(x, weight.handle, out)
 
 
 def dense_linear(x: Float32Array, weight: DenseWeight, out: Float32Array) -> None:
     """out[M, N] = x[M, K] times the weight, transposed, summed in float32."""
-    _check("x", x, _FLOAT32, (None, weight.num_columns))
-    _check_out("out", out, _FLOAT32, (x.shape[0], weight.num_rows))
+    check_array("x", x, FLOAT32, (None, weight.num_columns))
+    check_output("out", out, FLOAT32, (x.shape[0], weight.num_rows))
     _kernels.dense_linear(x, weight.handle, out)
 
 
 def _check_quantize(x: Float32Array, codes: NDArray[np.int8], scales: Float32Array, group_size: int) -> None:
-    _check("x", x, _FLOAT32, (None, None))
+    check_array("x", x, FLOAT32, (None, None))
     rows, columns = x.shape
     if columns % group_size:
         raise ValueError(f"x has {columns} columns, expected a multiple of the group size {group_size}")
-    _check_out("codes", codes, _INT8, (rows, columns))
-    _check_out("scales", scales, _FLOAT32, (rows, columns // group_size))
+    check_output("codes", codes, INT8, (rows, columns))
+    check_output("scales", scales, FLOAT32, (rows, columns // group_size))
 
 
 def quantize_mxfp4(x: Float32Array, codes: NDArray[np.int8], scales: Float32Array) -> None:
@@ -267,9 +139,9 @@ def quantize_nvfp4(
 
 def rms_norm(x: Float32Array, weight: Float32Array, epsilon: float, out: Float32Array) -> None:
     """out[M, H] = weight * x / sqrt(mean(x^2) + epsilon). `out` may be `x`."""
-    _check("x", x, _FLOAT32, (None, None))
-    _check("weight", weight, _FLOAT32, (x.shape[1],))
-    _check_out("out", out, _FLOAT32, x.shape)
+    check_array("x", x, FLOAT32, (None, None))
+    check_array("weight", weight, FLOAT32, (x.shape[1],))
+    check_output("out", out, FLOAT32, x.shape)
     _kernels.rms_norm(x, weight, epsilon, out)
 
 
@@ -277,10 +149,10 @@ def add_rms_norm(
     x: Float32Array, residual: Float32Array, weight: Float32Array, epsilon: float, out: Float32Array
 ) -> None:
     """residual += x, then `rms_norm` of residual into out; all [M, H]. `out` may be `x`."""
-    _check("x", x, _FLOAT32, (None, None))
-    _check_out("residual", residual, _FLOAT32, x.shape)
-    _check("weight", weight, _FLOAT32, (x.shape[1],))
-    _check_out("out", out, _FLOAT32, x.shape)
+    check_array("x", x, FLOAT32, (None, None))
+    check_output("residual", residual, FLOAT32, x.shape)
+    check_array("weight", weight, FLOAT32, (x.shape[1],))
+    check_output("out", out, FLOAT32, x.shape)
     _kernels.add_rms_norm(x, residual, weight, epsilon, out)
 
 
@@ -289,21 +161,21 @@ def rope(q: Float32Array, positions: NDArray[np.int64], cos: Float32Array, sin: 
 
     positions [M] index rows of cos and sin [max_positions, head_dim/2]; ValueError for one outside them.
     """
-    _check_out("q", q, _FLOAT32, (None, None, None))
+    check_output("q", q, FLOAT32, (None, None, None))
     if q.shape[2] % 2:
         raise ValueError(f"q must have an even head_dim, got {q.shape[2]}")
-    _check("positions", positions, _INT64, (q.shape[0],))
-    _check("cos", cos, _FLOAT32, (None, q.shape[2] // 2))
-    _check("sin", sin, _FLOAT32, cos.shape)
+    check_array("positions", positions, INT64, (q.shape[0],))
+    check_array("cos", cos, FLOAT32, (None, q.shape[2] // 2))
+    check_array("sin", sin, FLOAT32, cos.shape)
     _kernels.rope(q, positions, cos, sin)
 
 
 def silu_mul(gate_up: Float32Array, out: Float32Array) -> None:
     """out[M, I] = silu(gate) * up, with gate_up [M, 2I] = [gate, up]."""
-    _check("gate_up", gate_up, _FLOAT32, (None, None))
+    check_array("gate_up", gate_up, FLOAT32, (None, None))
     if gate_up.shape[1] % 2:
         raise ValueError(f"gate_up must have an even number of columns, got {gate_up.shape[1]}")
-    _check_out("out", out, _FLOAT32, (gate_up.shape[0], gate_up.shape[1] // 2))
+    check_output("out", out, FLOAT32, (gate_up.shape[0], gate_up.shape[1] // 2))
     _kernels.silu_mul(gate_up, out)
 
 
@@ -312,20 +184,20 @@ def embed(token_ids: NDArray[np.int32], table: NDArray[Any], out: Float32Array) 
 
     ValueError for a token id outside the table.
     """
-    _check("token_ids", token_ids, _INT32, (None,))
-    _check("table", table, _DENSE_DTYPES, (None, None))
-    _check_out("out", out, _FLOAT32, (token_ids.shape[0], table.shape[1]))
+    check_array("token_ids", token_ids, INT32, (None,))
+    check_array("table", table, DENSE_DTYPES, (None, None))
+    check_output("out", out, FLOAT32, (token_ids.shape[0], table.shape[1]))
     _kernels.embed(token_ids, table, out)
 
 
 def _check_caches(k_cache: NDArray[Any], v_cache: NDArray[Any]) -> None:
-    _check("k_cache", k_cache, _CACHE_DTYPES, (None, None, None, None))
-    _check("v_cache", v_cache, k_cache.dtype, k_cache.shape)
+    check_array("k_cache", k_cache, _CACHE_DTYPES, (None, None, None, None))
+    check_array("v_cache", v_cache, k_cache.dtype, k_cache.shape)
 
 
 def _cache_head_dim(cache: NDArray[Any]) -> int:
     """The last dimension, without the byte that an FP8 cache holds for a row's scale."""
-    return int(cache.shape[3]) - (1 if cache.dtype == _UINT8 else 0)
+    return int(cache.shape[3]) - (1 if cache.dtype == UINT8 else 0)
 
 
 def kv_write(
@@ -343,11 +215,11 @@ def kv_write(
     slot outside the cache.
     """
     _check_caches(k_cache, v_cache)
-    _check_out("k_cache", k_cache, _CACHE_DTYPES, k_cache.shape)
-    _check_out("v_cache", v_cache, _CACHE_DTYPES, v_cache.shape)
-    _check("k", k, _FLOAT32, (None, k_cache.shape[1], _cache_head_dim(k_cache)))
-    _check("v", v, _FLOAT32, k.shape)
-    _check("slots", slots, _INT64, (k.shape[0],))
+    check_output("k_cache", k_cache, _CACHE_DTYPES, k_cache.shape)
+    check_output("v_cache", v_cache, _CACHE_DTYPES, v_cache.shape)
+    check_array("k", k, FLOAT32, (None, k_cache.shape[1], _cache_head_dim(k_cache)))
+    check_array("v", v, FLOAT32, k.shape)
+    check_array("slots", slots, INT64, (k.shape[0],))
     _kernels.kv_write(k, v, slots, k_cache, v_cache)
 
 
@@ -371,13 +243,13 @@ def paged_attention(
     block id or a length outside the cache or the table. block_size is at most 256.
     """
     _check_caches(k_cache, v_cache)
-    _check("q", q, _FLOAT32, (None, None, _cache_head_dim(k_cache)))
-    _check("context_lens", context_lens, _INT32, (None,))
-    _check("block_tables", block_tables, _INT32, (context_lens.shape[0], None))
-    _check("query_starts", query_starts, _INT32, (context_lens.shape[0] + 1,))
+    check_array("q", q, FLOAT32, (None, None, _cache_head_dim(k_cache)))
+    check_array("context_lens", context_lens, INT32, (None,))
+    check_array("block_tables", block_tables, INT32, (context_lens.shape[0], None))
+    check_array("query_starts", query_starts, INT32, (context_lens.shape[0] + 1,))
     if sliding_window < 0:
         raise ValueError(f"sliding_window must be 0 (none) or positive, got {sliding_window}")
-    _check_out("out", out, _FLOAT32, q.shape)
+    check_output("out", out, FLOAT32, q.shape)
     _kernels.paged_attention(
         q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, sliding_window, out
     )
@@ -388,7 +260,7 @@ def route_top_k(logits: Float32Array, k: int) -> tuple[NDArray[np.int32], Float3
 
     Softmax over all experts in float32, then the k largest, renormalised to sum 1.
     """
-    _check("logits", logits, _FLOAT32, (None, None))
+    check_array("logits", logits, FLOAT32, (None, None))
     if not 1 <= k <= logits.shape[1]:
         raise ValueError(f"k must be between 1 and the number of experts {logits.shape[1]}, got {k}")
     ids = np.empty((logits.shape[0], k), np.int32)
@@ -399,9 +271,9 @@ def route_top_k(logits: Float32Array, k: int) -> tuple[NDArray[np.int32], Float3
 
 def gather_rows(x: Float32Array, rows: NDArray[np.int64], out: Float32Array) -> None:
     """out[i] = x[rows[i]]. ValueError for a row outside x."""
-    _check("x", x, _FLOAT32, (None, None))
-    _check("rows", rows, _INT64, (None,))
-    _check_out("out", out, _FLOAT32, (rows.shape[0], x.shape[1]))
+    check_array("x", x, FLOAT32, (None, None))
+    check_array("rows", rows, INT64, (None,))
+    check_output("out", out, FLOAT32, (rows.shape[0], x.shape[1]))
     _kernels.gather_rows(x, rows, out)
 
 
@@ -413,59 +285,8 @@ def scatter_add_rows(
     ValueError, and nothing added, for a row outside out. Call it once per expert in ascending expert id:
     then a row's sum does not depend on the batch.
     """
-    _check("y", y, _FLOAT32, (None, None))
-    _check("rows", rows, _INT64, (y.shape[0],))
-    _check("row_weights", row_weights, _FLOAT32, (y.shape[0],))
-    _check_out("out", out, _FLOAT32, (None, y.shape[1]))
+    check_array("y", y, FLOAT32, (None, None))
+    check_array("rows", rows, INT64, (y.shape[0],))
+    check_array("row_weights", row_weights, FLOAT32, (y.shape[0],))
+    check_output("out", out, FLOAT32, (None, y.shape[1]))
     _kernels.scatter_add_rows(y, rows, row_weights, out)
-
-
-class LogitsPeak(NamedTuple):
-    """The largest of a row of logits, the first of equal ones."""
-
-    token_id: int
-    logit: float
-    all_finite: bool
-    """Of the row."""
-
-
-def logits_peak(logits: Float32Array) -> LogitsPeak:
-    """The largest of float32 [vocab_size] logits, at least one."""
-    _check("logits", logits, _FLOAT32, (None,))
-    return LogitsPeak(*_kernels.logits_peak(logits))
-
-
-def token_weights(
-    logits: Float32Array, maximum: float, inverse_temperature: float, scale: float
-) -> Float32Array:
-    """scale * exp((logit - maximum) * inverse_temperature) to the nearest whole number, ties to even."""
-    _check("logits", logits, _FLOAT32, (None,))
-    weights = np.empty_like(logits)
-    _kernels.token_weights(logits, maximum, inverse_temperature, scale, weights)
-    return weights
-
-
-def draw_token(
-    logits: Float32Array,
-    inverse_temperature: float,
-    weight_scale: float,
-    min_p_distance: float,
-    top_k: int,
-    top_p: float,
-    uniform: float,
-) -> int:
-    """The token at which the running sum of the weights that the filters leave passes `uniform` of the whole.
-
-    Weights are those of `token_weights` and must sum to less than 2^53. Logits more than `min_p_distance`
-    below the largest are left out first (infinity: none), then all but the `top_k` largest (0: all), then
-    all but the fewest likeliest whose share reaches `top_p` (1: all); of equal ones lower ids are kept.
-    """
-    _check("logits", logits, _FLOAT32, (None,))
-    return _kernels.draw_token(
-        logits, inverse_temperature, weight_scale, min_p_distance, top_k, top_p, uniform
-    )
-
-
-def philox_uniform(seed: int, position: int) -> float:
-    """NumPy's `Generator(Philox(key=seed, counter=position)).random()`, for 0 <= seed, position < 2^64."""
-    return _kernels.philox_uniform(seed, position)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from engines.checkpoint.tensors import DenseTensors, Fp4Tensors
 from engines.cpu import kernels
 from engines.cpu.decoder_pass import LinearLayer
+from engines.cpu.weights import DenseWeight, Fp4Shard, Fp4Weight
 from engines.cpu.workspace import Workspace
 from engines.errors import MalformedCheckpoint
 
@@ -89,7 +90,7 @@ class DenseLinear:
 
     def __init__(self, tensors: Sequence[DenseTensors]) -> None:
         rows = [tensor.data for tensor in tensors]
-        self._weight = kernels.DenseWeight(rows[0] if len(rows) == 1 else np.concatenate(rows))
+        self._weight = DenseWeight(rows[0] if len(rows) == 1 else np.concatenate(rows))
         self.num_rows = self._weight.num_rows
 
     def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None:
@@ -103,7 +104,7 @@ class DenseLinear:
 class Fp4LinearW4A16:
     """FP4 weights times activations that stay as they are: `kernels.fp4_linear_w4a16`, or all in float32."""
 
-    def __init__(self, weight: kernels.Fp4Weight, *, float32: bool) -> None:
+    def __init__(self, weight: Fp4Weight, *, float32: bool) -> None:
         self._weight = weight
         self._float32 = float32
         self._product = kernels.fp4_linear_f32 if float32 else kernels.fp4_linear_w4a16
@@ -121,7 +122,7 @@ class Fp4LinearW4A16:
 class Fp4LinearW4A4:
     """FP4 weights times FP4 activations, as exact integer block sums."""
 
-    def __init__(self, weight: kernels.Fp4Weight, quantizer: ActivationQuantizer) -> None:
+    def __init__(self, weight: Fp4Weight, quantizer: ActivationQuantizer) -> None:
         self._weight = weight
         self._quantizer = quantizer
         self.num_rows = weight.num_rows
@@ -143,7 +144,7 @@ class Fp4LinearRounded:
     product of both decoded operands, used by `numerics=reference` only.
     """
 
-    def __init__(self, weight: kernels.Fp4Weight, quantizer: ActivationQuantizer) -> None:
+    def __init__(self, weight: Fp4Weight, quantizer: ActivationQuantizer) -> None:
         self._weight = weight
         self._quantizer = quantizer
         self.num_rows = weight.num_rows
@@ -214,10 +215,10 @@ def build_linear(modules: Sequence[Fp4Tensors | DenseTensors], options: LinearOp
 def _build_fp4(modules: Sequence[Fp4Tensors], options: LinearOptions) -> Linear:
     first = modules[0]
     rounded = options.reference_numerics and first.rounds_to_bfloat16
-    shards = [kernels.Fp4Shard(module.packed, module.scales, module.scale_table()) for module in modules]
+    shards = [Fp4Shard(module.packed, module.scales, module.scale_table()) for module in modules]
     quantizer = _quantizer(first, options)
     activation_scale = 1.0 if quantizer is None else quantizer.activation_scale
-    weight = kernels.Fp4Weight(shards, first.group_size, rounded, activation_scale)
+    weight = Fp4Weight(shards, first.group_size, rounded, activation_scale)
     if quantizer is None:
         return Fp4LinearW4A16(weight, float32=options.reference_numerics)
     return Fp4LinearRounded(weight, quantizer) if rounded else Fp4LinearW4A4(weight, quantizer)

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.cpu import kernels
-from engines.cpu.candidates import Draw
 from engines.cpu.penalties import TokenPenalties
+from engines.cpu.token_draw import Draw, logits_peak, philox_uniform
 from engines.grammar.constraint import BoolArray, Constraint
 from engines.request import SamplingParams
 
@@ -61,7 +60,7 @@ class SequenceSampler:
         """
         adjusted = logits if self._leaves_logits_alone() else self._adjust(logits)
         if self._draw is None:
-            return kernels.logits_peak(adjusted).token_id
+            return logits_peak(adjusted).token_id
         return self._draw.token(adjusted, self.uniform())
 
     def observe(self, token_id: int) -> None:
@@ -107,4 +106,4 @@ class SequenceSampler:
 
     def uniform(self) -> float:
         """The draw in [0, 1) that belongs to this seed and position."""
-        return kernels.philox_uniform(self._seed, self._num_generated)
+        return philox_uniform(self._seed, self._num_generated)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engines.cpu import kernels
-from engines.cpu.candidates import Draw, weight_bits, weights_of
+from engines.cpu.token_draw import Draw, philox_uniform
 from engines.request import SamplingParams
+from tests.support.draw_by_sorting import exact_weights, kept_by_sorting, probabilities_of
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -20,11 +21,6 @@ TokenIds = NDArray[np.int64]
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
 SIZES = [1, 2, 15, 16, 17, 255, 256, 257, 513, 1024, 1025]
-
-
-def ranked(values: NDArray[np.floating]) -> TokenIds:
-    """Indices from the largest value to the smallest, equal ones by index."""
-    return np.argsort(-values, kind="stable")
 
 
 def make_logits(kind: str, size: int) -> Float32Array:
@@ -42,16 +38,6 @@ def make_logits(kind: str, size: int) -> Float32Array:
             logits[masked] = -np.inf
         logits[likeliest] = 0.0
     return logits
-
-
-def kept_by_sorting(probabilities: Float64Array, top_k: int, top_p: float, min_p: float) -> TokenIds:
-    """The definition of the filters: min-p, then top-k, then top-p, all from the ranks. Ascending ids."""
-    order = ranked(probabilities)
-    order = order[probabilities[order] >= min_p * probabilities.max()]
-    order = order[: top_k or None]
-    order = order[probabilities[order] > 0]
-    reached = np.cumsum(probabilities[order]) >= top_p * probabilities[order].sum()
-    return np.sort(order[: int(reached.argmax()) + 1] if top_p < 1 else order)
 
 
 def assert_draws(
@@ -78,9 +64,9 @@ def between(values: Float64Array, index: int) -> float:
 @pytest.mark.parametrize("size", SIZES)
 def test_every_token_has_its_share(size: int, kind: str, temperature: float) -> None:
     logits = make_logits(kind, size)
-    probabilities = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    probabilities = probabilities_of(logits, temperature)
     params = SamplingParams(temperature=temperature)
-    kept = kept_by_sorting(probabilities, 0, 1.0, 0.0)
+    kept = np.flatnonzero(probabilities)
     assert_draws(Draw.of(params, size), logits, kept, probabilities[kept], 5e-7)
 
 
@@ -88,33 +74,33 @@ def test_every_token_has_its_share(size: int, kind: str, temperature: float) -> 
 @pytest.mark.parametrize("size", SIZES)
 def test_top_k_keeps_what_sorting_finds(size: int, kind: str) -> None:
     logits = make_logits(kind, size)
-    probabilities = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = probabilities_of(logits, 1.0)
     for top_k in {1, 2, 3, 40, size // 2, size - 1, size, size + 1} - {0}:
-        kept = kept_by_sorting(probabilities, top_k, 1.0, 0.0)
-        draw = Draw.of(SamplingParams(temperature=1.0, top_k=top_k), size)
-        assert_draws(draw, logits, kept, probabilities[kept], 5e-7)
+        params = SamplingParams(temperature=1.0, top_k=top_k)
+        kept = kept_by_sorting(logits, probabilities, params)
+        assert_draws(Draw.of(params, size), logits, kept, probabilities[kept], 5e-7)
 
 
 @pytest.mark.parametrize("kind", ["distinct", "steps", "equal", "masked"])
 @pytest.mark.parametrize("size", SIZES)
 def test_top_p_keeps_what_sorting_finds(size: int, kind: str) -> None:
     logits = make_logits(kind, size)
-    probabilities = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = probabilities_of(logits, 1.0)
     sums = np.cumsum(-np.sort(-probabilities)) / probabilities.sum()
     for top_p in (1e-9, *(between(sums, place) for place in (1, 30, size // 2, size - 1))):
-        kept = kept_by_sorting(probabilities, 0, top_p, 0.0)
-        draw = Draw.of(SamplingParams(temperature=1.0, top_p=top_p), size)
-        assert_draws(draw, logits, kept, probabilities[kept], 5e-7)
+        params = SamplingParams(temperature=1.0, top_p=top_p)
+        kept = kept_by_sorting(logits, probabilities, params)
+        assert_draws(Draw.of(params, size), logits, kept, probabilities[kept], 5e-7)
 
 
 @pytest.mark.parametrize("kind", ["distinct", "steps", "equal", "masked"])
 @pytest.mark.parametrize("size", SIZES)
 def test_min_p_keeps_what_sorting_finds(size: int, kind: str) -> None:
     logits = make_logits(kind, size)
-    probabilities = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = probabilities_of(logits, 1.0)
     shares = np.append(probabilities, 1e-30)
     for min_p in {1.0, between(shares, 1), between(shares, size // 2), between(shares, size)}:
-        kept = kept_by_sorting(probabilities, 0, 1.0, min_p)
+        kept = np.flatnonzero(probabilities >= min_p)
         draw = Draw.of(SamplingParams(temperature=1.0, min_p=min_p), size)
         assert_draws(draw, logits, kept, probabilities[kept], 5e-7)
 
@@ -124,14 +110,14 @@ def test_min_p_keeps_what_sorting_finds(size: int, kind: str) -> None:
 def test_filters_act_one_after_the_other(size: int, kind: str) -> None:
     logits = make_logits(kind, size)
     temperature = 0.8
-    probabilities = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    probabilities = probabilities_of(logits, temperature)
     for top_k in (0, 7, size // 2):
         for share in (0.0, 0.4):
             min_p = between(np.append(probabilities, 1e-30), int(share * size)) if share else 0.0
-            head = -np.sort(-probabilities[kept_by_sorting(probabilities, top_k, 1.0, min_p)])
-            top_p = between(np.cumsum(head) / head.sum(), head.size // 3)
-            kept = kept_by_sorting(probabilities, top_k, top_p, min_p)
-            params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+            params = SamplingParams(temperature=temperature, top_k=top_k, min_p=min_p)
+            head = -np.sort(-probabilities[kept_by_sorting(logits, probabilities, params)])
+            params = replace(params, top_p=between(np.cumsum(head) / head.sum(), head.size // 3))
+            kept = kept_by_sorting(logits, probabilities, params)
             assert_draws(Draw.of(params, size), logits, kept, probabilities[kept], 5e-7)
 
 
@@ -176,14 +162,8 @@ def test_edges_are_exact(
     """A token is drawn from the very number that reaches the sum of the weights before it, not below."""
     logits = make_logits(kind, size)
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
-    weights = weights_of(logits, logits.max(), temperature, weight_bits(size)).astype(np.float64)
-    order = np.sort(ranked(logits)[: top_k or None])  # of equal weights the lower ids, whatever their logits
-    order = order[ranked(weights[order])]
-    if top_p < 1:
-        reached = np.cumsum(weights[order]) >= top_p * weights[order].sum()
-        order = order[: int(reached.argmax()) + 1]
-    kept = np.sort(order)
-    kept = kept[weights[kept] > 0]
+    weights = exact_weights(logits, temperature)
+    kept = kept_by_sorting(logits, weights, params)
     ends = np.cumsum(weights[kept])
     draw = Draw.of(params, size)
     for place in np.random.default_rng(seed).integers(kept.size, size=30).tolist():
@@ -199,17 +179,17 @@ def test_edges_are_exact(
 @given(seed=st.integers(0, 2**64 - 1), position=st.integers(0, 2**64 - 1))
 def test_uniform_draws_are_those_of_numpy(seed: int, position: int) -> None:
     generator = np.random.Generator(np.random.Philox(key=seed, counter=position))
-    assert kernels.philox_uniform(seed, position) == generator.random()
+    assert philox_uniform(seed, position) == generator.random()
 
 
 def test_the_last_position_carries_into_the_counter() -> None:
     generator = np.random.Generator(np.random.Philox(key=3, counter=2**64 - 1))
-    assert kernels.philox_uniform(3, 2**64 - 1) == generator.random()
+    assert philox_uniform(3, 2**64 - 1) == generator.random()
 
 
 def test_top_p_met_by_whole_bins_takes_nothing_of_the_next() -> None:
     logits = np.array([-3.0, 0.0, -1.0, 0.0, -2.0], np.float32)
-    weights = weights_of(logits, 0.0, 1.0, weight_bits(5)).astype(np.float64)
+    weights = exact_weights(logits, 1.0)
     top_p = first_at_least(float(weights[[1, 3]].sum()), float(weights.sum()))
     assert top_p * weights.sum() == weights[[1, 3]].sum()
     draw = Draw.of(SamplingParams(temperature=1.0, top_p=top_p), 5)

@@ -14,14 +14,15 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.cpu import kernels
+from engines.cpu.weights import DenseWeight, Fp4Shard, Fp4Weight
 from engines.fp4 import mxfp4
 
 F32 = np.float32
 
 
-def weight() -> kernels.Fp4Weight:
-    shard = kernels.Fp4Shard(np.zeros((20, 32), np.uint8), np.zeros((20, 2), np.uint8), mxfp4.scale_table())
-    return kernels.Fp4Weight([shard], 32)
+def weight() -> Fp4Weight:
+    shard = Fp4Shard(np.zeros((20, 32), np.uint8), np.zeros((20, 2), np.uint8), mxfp4.scale_table())
+    return Fp4Weight([shard], 32)
 
 
 def zeros(*shape: int, dtype: Any = F32) -> NDArray[Any]:
@@ -32,8 +33,8 @@ def int8s(*shape: int) -> NDArray[np.int8]:
     return np.zeros(shape, np.int8)
 
 
-def shard(packed: tuple[int, int], scales: tuple[int, int], table: int = 256) -> kernels.Fp4Shard:
-    return kernels.Fp4Shard(np.zeros(packed, np.uint8), np.zeros(scales, np.uint8), zeros(table))
+def shard(packed: tuple[int, int], scales: tuple[int, int], table: int = 256) -> Fp4Shard:
+    return Fp4Shard(np.zeros(packed, np.uint8), np.zeros(scales, np.uint8), zeros(table))
 
 
 @pytest.mark.parametrize(
@@ -79,26 +80,26 @@ def shard(packed: tuple[int, int], scales: tuple[int, int], table: int = 256) ->
             ValueError,
             "multiple of the group size 16",
         ),
-        (lambda: kernels.Fp4Weight([], 32), ValueError, "shards is empty"),
+        (lambda: Fp4Weight([], 32), ValueError, "shards is empty"),
         (
-            lambda: kernels.Fp4Weight([shard((2, 16), (2, 1))], 64),
+            lambda: Fp4Weight([shard((2, 16), (2, 1))], 64),
             ValueError,
             "group_size must be 16 or 32, got 64",
         ),
-        (lambda: kernels.Fp4Weight([shard((2, 20), (2, 1))], 32), ValueError, "packed holds 40 columns"),
+        (lambda: Fp4Weight([shard((2, 20), (2, 1))], 32), ValueError, "packed holds 40 columns"),
         (
-            lambda: kernels.Fp4Weight([shard((2, 16), (3, 1))], 32),
+            lambda: Fp4Weight([shard((2, 16), (3, 1))], 32),
             ValueError,
             r"shards\[0\] scales must have shape \[2, 1\]",
         ),
         (
-            lambda: kernels.Fp4Weight([shard((2, 16), (2, 1), 16)], 32),
+            lambda: Fp4Weight([shard((2, 16), (2, 1), 16)], 32),
             ValueError,
             "scale_table must have shape",
         ),
-        (lambda: kernels.Fp4Weight([shard((0, 16), (0, 1))], 32), ValueError, "no rows"),
-        (lambda: kernels.DenseWeight(zeros(4, 4, dtype=np.int32)), TypeError, "values must have dtype"),
-        (lambda: kernels.DenseWeight(zeros(0, 4)), ValueError, "must not be empty"),
+        (lambda: Fp4Weight([shard((0, 16), (0, 1))], 32), ValueError, "no rows"),
+        (lambda: DenseWeight(zeros(4, 4, dtype=np.int32)), TypeError, "values must have dtype"),
+        (lambda: DenseWeight(zeros(0, 4)), ValueError, "must not be empty"),
         (
             lambda: kernels.rope(zeros(1, 1, 5), zeros(1, dtype=np.int64), zeros(3, 2), zeros(3, 2)),
             ValueError,
@@ -137,9 +138,9 @@ def test_read_only_inputs_are_accepted() -> None:
     for array in (packed, scales, values):
         array.flags.writeable = False
     out = zeros(2, 16)
-    kernels.fp4_linear_f32(values, kernels.Fp4Weight([(packed, scales, mxfp4.scale_table())], 32), out)
+    kernels.fp4_linear_f32(values, Fp4Weight([(packed, scales, mxfp4.scale_table())], 32), out)
     assert (out == 32).all()
-    kernels.dense_linear(values, kernels.DenseWeight(values), out := zeros(2, 2))
+    kernels.dense_linear(values, DenseWeight(values), out := zeros(2, 2))
     assert (out == 32).all()
 
 
@@ -189,13 +190,13 @@ def large_work(seed: int) -> list[NDArray[Any]]:
     x = np.ascontiguousarray(x[:, :576])
     packed = rng.integers(0, 256, (LARGE, 288), np.uint8)
     scales = rng.integers(120, 130, (LARGE, 18), np.uint8)
-    fp4 = kernels.Fp4Weight([(packed, scales, mxfp4.scale_table())], 32)
+    fp4 = Fp4Weight([(packed, scales, mxfp4.scale_table())], 32)
     codes, a_scales = int8s(33, 576), zeros(33, 18)
     kernels.quantize_mxfp4(x, codes, a_scales)
     outs = [zeros(33, LARGE) for _ in range(3)]
     kernels.fp4_linear_w4a4(codes, a_scales, fp4, outs[0])
     kernels.fp4_linear_f32(x, fp4, outs[1])
-    kernels.dense_linear(x, kernels.DenseWeight(rng.standard_normal((LARGE, 576)).astype(F32)), outs[2])
+    kernels.dense_linear(x, DenseWeight(rng.standard_normal((LARGE, 576)).astype(F32)), outs[2])
     cache = rng.standard_normal((2, 40, 4, 16, 64)).astype(F32)
     q, attended = rng.standard_normal((200, 8, 64)).astype(F32), zeros(200, 8, 64)
     table = rng.permutation(40).astype(np.int32)[None]
@@ -249,9 +250,10 @@ def test_two_python_threads_may_use_kernels_at_once() -> None:
 FORK = """
 import os, sys, numpy as np
 from engines.cpu import kernels
+from engines.cpu.weights import DenseWeight
 def work():
     x, out = np.ones((64, 512), np.float32), np.zeros((64, 512), np.float32)
-    kernels.dense_linear(x, kernels.DenseWeight(x[:, :]), np.zeros((64, 64), np.float32))
+    kernels.dense_linear(x, DenseWeight(x[:, :]), np.zeros((64, 64), np.float32))
     kernels.rms_norm(x, x[0], 1e-5, out)
     return out
 kernels.set_num_threads(3)

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.cpu import kernels, reference
+from engines.cpu.weights import Fp4Shard, Fp4Weight
 from engines.fp4 import e4m3, e8m0, mxfp4, nvfp4
 
 ONE_TABLE = mxfp4.scale_table()
@@ -23,14 +24,12 @@ SHAPES = [
 ]
 
 
-def random_shard(
-    rng: np.random.Generator, num_rows: int, num_columns: int, group_size: int
-) -> kernels.Fp4Shard:
+def random_shard(rng: np.random.Generator, num_rows: int, num_columns: int, group_size: int) -> Fp4Shard:
     packed = rng.integers(0, 256, (num_rows, num_columns // 2), np.uint8)
     shape = (num_rows, num_columns // group_size)
     if group_size == 32:
-        return kernels.Fp4Shard(packed, rng.integers(110, 130, shape, np.uint8), mxfp4.scale_table())
-    return kernels.Fp4Shard(packed, rng.integers(0, 127, shape, np.uint8), CT_TABLE)
+        return Fp4Shard(packed, rng.integers(110, 130, shape, np.uint8), mxfp4.scale_table())
+    return Fp4Shard(packed, rng.integers(0, 127, shape, np.uint8), CT_TABLE)
 
 
 def random_activations(
@@ -41,21 +40,19 @@ def random_activations(
     return codes, rng.lognormal(0, 3, (num_rows, num_columns // group_size)).astype(np.float32)
 
 
-def w4a4(
-    codes: NDArray[np.int8], scales: NDArray[np.float32], weight: kernels.Fp4Weight
-) -> NDArray[np.float32]:
+def w4a4(codes: NDArray[np.int8], scales: NDArray[np.float32], weight: Fp4Weight) -> NDArray[np.float32]:
     out = np.full((codes.shape[0], weight.num_rows), np.nan, np.float32)
     kernels.fp4_linear_w4a4(codes, scales, weight, out)
     return out
 
 
-def w4a16(x: NDArray[np.float32], weight: kernels.Fp4Weight) -> NDArray[np.float32]:
+def w4a16(x: NDArray[np.float32], weight: Fp4Weight) -> NDArray[np.float32]:
     out = np.full((x.shape[0], weight.num_rows), np.nan, np.float32)
     kernels.fp4_linear_w4a16(x, weight, out)
     return out
 
 
-def f32(x: NDArray[np.float32], weight: kernels.Fp4Weight) -> NDArray[np.float32]:
+def f32(x: NDArray[np.float32], weight: Fp4Weight) -> NDArray[np.float32]:
     out = np.full((x.shape[0], weight.num_rows), np.nan, np.float32)
     kernels.fp4_linear_f32(x, weight, out)
     return out
@@ -69,7 +66,7 @@ def test_w4a4_gives_the_bits_of_the_reference(
     num_rows, num_outputs, num_columns = shape
     shard = random_shard(rng, num_outputs, num_columns, group_size)
     codes, scales = random_activations(rng, num_rows, num_columns, group_size)
-    got = w4a4(codes, scales, kernels.Fp4Weight([shard], group_size))
+    got = w4a4(codes, scales, Fp4Weight([shard], group_size))
     want = reference.fp4_linear_w4a4(codes, scales, [shard], group_size)
     np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
 
@@ -85,10 +82,10 @@ def test_nvfp4_w4a4_gives_the_bits_of_the_reference(
     shard = random_shard(rng, num_outputs, num_columns, 16)
     codes, scales = random_activations(rng, num_rows, num_columns, 16)
     scales = e4m3.decode(rng.integers(0, 127, scales.shape, np.uint8))
-    got = w4a4(codes, scales, kernels.Fp4Weight([shard], 16, activation_scale=0.0173))
+    got = w4a4(codes, scales, Fp4Weight([shard], 16, activation_scale=0.0173))
     want = reference.fp4_linear_w4a4(codes, scales, [shard], 16, 0.0173)
     np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
-    alone = w4a4(codes[-1:], scales[-1:], kernels.Fp4Weight([shard], 16, activation_scale=0.0173))
+    alone = w4a4(codes[-1:], scales[-1:], Fp4Weight([shard], 16, activation_scale=0.0173))
     np.testing.assert_array_equal(alone[0].view(np.uint32), want[-1].view(np.uint32))
 
 
@@ -102,14 +99,14 @@ def test_f32_matches_the_decoded_weight(
     shard = random_shard(rng, num_outputs, num_columns, group_size)
     x = rng.standard_normal((num_rows, num_columns)).astype(np.float32)
     decoded = reference.decode_weight([shard], group_size, rounded)
-    got = f32(x, kernels.Fp4Weight([shard], group_size, rounded))
+    got = f32(x, Fp4Weight([shard], group_size, rounded))
     magnitude = reference.linear(np.abs(x), np.abs(decoded))
     assert (np.abs(got - reference.linear(x, decoded)) <= 2e-6 * magnitude + 1e-30).all()
 
 
 def narrow_shard(
     rng: np.random.Generator, num_rows: int, num_columns: int, group_size: int, spread: int
-) -> kernels.Fp4Shard:
+) -> Fp4Shard:
     """Scales as trained weights have them: exponents of a superblock within `spread` of each other."""
     shard = random_shard(rng, num_rows, num_columns, group_size)
     if group_size == 16:
@@ -131,7 +128,7 @@ def test_w4a4_with_shared_exponents_gives_the_bits_of_the_reference(
     codes[:, 32:64] *= rng.integers(0, 2, (num_rows, 1), np.int8)
     scales[2::7, 1:2] = 2.0**-127  # what quantizing a block of zeros gives
     codes[2::7, 32:64] = 0
-    got = w4a4(codes, scales, kernels.Fp4Weight([shard], 32))
+    got = w4a4(codes, scales, Fp4Weight([shard], 32))
     want = reference.fp4_linear_w4a4(codes, scales, [shard], 32)
     np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
 
@@ -147,7 +144,7 @@ def test_w4a16_is_exact_up_to_its_activations(
     x = (rng.standard_normal((num_rows, num_columns)) * rng.lognormal(0, 2, (num_rows, 1))).astype(np.float32)
     x[0] = 0.0
     decoded = reference.decode_weight([shard], group_size, False)
-    got = w4a16(x, kernels.Fp4Weight([shard], group_size))
+    got = w4a16(x, Fp4Weight([shard], group_size))
     largest = largest_of_each(16 if group_size == 16 else 128, x)
     error = 2.0**-15 * largest + 2e-6 * np.abs(x)
     if group_size == 16 and isa.startswith("amx"):  # what bfloat16 tiles can hold
@@ -170,13 +167,13 @@ def test_w4a16_uses_exactly_the_decoded_values(isa: str, rng: np.random.Generato
     decoded = reference.decode_weight([shard], group_size, False)
     for power in (0, 14, -14, 60, -60):
         x = np.eye(160, dtype=np.float32) * np.float32(2.0**power)
-        got = w4a16(x, kernels.Fp4Weight([shard], group_size))
+        got = w4a16(x, Fp4Weight([shard], group_size))
         np.testing.assert_array_equal(got, decoded.T * np.float32(2.0**power))
 
 
 def test_w4a16_takes_the_largest_mantissas_and_the_smallest_numbers(isa: str) -> None:
-    shard = kernels.Fp4Shard(np.full((16, 64), 0x22, np.uint8), np.full((16, 4), 127, np.uint8), ONE_TABLE)
-    weight = kernels.Fp4Weight([shard], 32)
+    shard = Fp4Shard(np.full((16, 64), 0x22, np.uint8), np.full((16, 4), 127, np.uint8), ONE_TABLE)
+    weight = Fp4Weight([shard], 32)
     below_two = np.float32(2.0) - np.float32(2.0**-23)
     for value in (below_two, np.float32(1.98), np.float32(-1.95), np.float32(2.0**-126), np.float32(1e38)):
         x = np.zeros((1, 128), np.float32)
@@ -185,7 +182,7 @@ def test_w4a16_takes_the_largest_mantissas_and_the_smallest_numbers(isa: str) ->
 
 
 def test_w4a16_of_not_a_number_is_nan_in_its_row_and_no_other(isa: str, rng: np.random.Generator) -> None:
-    weight = kernels.Fp4Weight([random_shard(rng, 20, 160, 32)], 32)
+    weight = Fp4Weight([random_shard(rng, 20, 160, 32)], 32)
     x = rng.standard_normal((5, 160)).astype(np.float32)
     clean = w4a16(x, weight)
     x[2, 140] = np.nan
@@ -203,7 +200,7 @@ def test_f32_uses_exactly_the_decoded_values(
     """A unit vector as input picks one column: no sum is left to hide a wrong value."""
     shard = random_shard(rng, 50, 96, group_size)
     decoded = reference.decode_weight([shard], group_size, rounded)
-    got = f32(np.eye(96, dtype=np.float32), kernels.Fp4Weight([shard], group_size, rounded))
+    got = f32(np.eye(96, dtype=np.float32), Fp4Weight([shard], group_size, rounded))
     np.testing.assert_array_equal(got, decoded.T)
 
 
@@ -213,7 +210,7 @@ def test_decode_returns_the_checkpoint_values(
     rng: np.random.Generator, group_size: int, rounded: bool
 ) -> None:
     shards = [random_shard(rng, rows, 160, group_size) for rows in (5, 16, 33)]
-    weight = kernels.Fp4Weight(shards, group_size, rounded)
+    weight = Fp4Weight(shards, group_size, rounded)
     assert (weight.num_rows, weight.num_columns, weight.group_size) == (54, 160, group_size)
     assert weight.shard_rows == [5, 16, 33]
     assert weight.round_to_bfloat16 is rounded
@@ -227,7 +224,7 @@ def test_shards_stand_side_by_side_with_their_own_scale_tables(isa: str, rng: np
         for rows, table in zip((5, 40, 16), tables, strict=True)
     ]
     codes, scales = random_activations(rng, 11, 64, 16)
-    got = w4a4(codes, scales, kernels.Fp4Weight(shards, 16))
+    got = w4a4(codes, scales, Fp4Weight(shards, 16))
     for shard, columns in zip(shards, np.split(got, [5, 45], axis=1), strict=True):
         np.testing.assert_array_equal(columns, reference.fp4_linear_w4a4(codes, scales, [shard], 16))
 
@@ -238,12 +235,12 @@ def test_extreme_scales_for_every_pair_of_codes(isa: str, w_byte: int, a_byte: i
     """256 outputs hold every byte in one place of the block; a zero sum stays 0 under any pair of scales."""
     packed = np.zeros((256, 16), np.uint8)
     packed[:, 5] = np.arange(256)
-    shard = kernels.Fp4Shard(packed, np.full((256, 1), w_byte, np.uint8), mxfp4.scale_table())
+    shard = Fp4Shard(packed, np.full((256, 1), w_byte, np.uint8), mxfp4.scale_table())
     grid = np.array([0, 1, 2, 3, 4, 6, 8, 12, -1, -2, -3, -4, -6, -8, -12], np.int8)
     codes = np.zeros((grid.size, 32), np.int8)
     codes[:, 10] = grid
     scales = np.full((grid.size, 1), e8m0.VALUES[a_byte], np.float32)
-    got = w4a4(codes, scales, kernels.Fp4Weight([shard], 32))
+    got = w4a4(codes, scales, Fp4Weight([shard], 32))
     want = reference.fp4_linear_w4a4(codes, scales, [shard], 32)
     np.testing.assert_array_equal(got, want)
     assert not np.isnan(got).any()
@@ -256,27 +253,27 @@ def test_largest_block_sums_do_not_saturate(isa: str) -> None:
     for group_size in (16, 32):
         for byte, value in ((0x77, 6.0), (0xFF, -6.0)):
             packed = np.full((16, group_size), byte, np.uint8)
-            shard = kernels.Fp4Shard(packed, np.zeros((16, 2), np.uint8), np.ones(256, np.float32))
+            shard = Fp4Shard(packed, np.zeros((16, 2), np.uint8), np.ones(256, np.float32))
             for code in (12, -12):
                 codes = np.full((3, 2 * group_size), code, np.int8)
-                got = w4a4(codes, np.ones((3, 2), np.float32), kernels.Fp4Weight([shard], group_size))
+                got = w4a4(codes, np.ones((3, 2), np.float32), Fp4Weight([shard], group_size))
                 assert (got == value * code / 2 * 2 * group_size).all()
 
 
 def test_not_a_number_scale_makes_its_row_nan_and_no_other(isa: str, rng: np.random.Generator) -> None:
     shard = random_shard(rng, 20, 64, 32)
     codes, scales = random_activations(rng, 5, 64, 32)
-    clean = w4a4(codes, scales, kernels.Fp4Weight([shard], 32))
+    clean = w4a4(codes, scales, Fp4Weight([shard], 32))
     scales[2, 1] = np.nan
     codes[2, 32:] = 0
-    got = w4a4(codes, scales, kernels.Fp4Weight([shard], 32))
+    got = w4a4(codes, scales, Fp4Weight([shard], 32))
     assert np.isnan(got[2]).all()
     np.testing.assert_array_equal(np.delete(got, 2, 0), np.delete(clean, 2, 0))
 
 
 def test_a_row_that_tiles_cannot_hold_changes_no_other(isa: str, rng: np.random.Generator) -> None:
     """NVFP4: scales that are no E4M3 value, magnitudes beyond any, not a number."""
-    weight = kernels.Fp4Weight([random_shard(rng, 50, 336, 16)], 16)
+    weight = Fp4Weight([random_shard(rng, 50, 336, 16)], 16)
     codes, scales = random_activations(rng, 40, 336, 16)
     scales = e4m3.decode(rng.integers(0, 127, scales.shape, np.uint8))
     x = rng.standard_normal((40, 336)).astype(np.float32)
@@ -298,9 +295,9 @@ def test_weights_whose_scales_are_not_numbers(isa: str, rng: np.random.Generator
     shard = random_shard(rng, 50, 336, 16)
     codes, scales = random_activations(rng, 20, 336, 16)
     scales = e4m3.decode(rng.integers(0, 127, scales.shape, np.uint8))
-    clean = w4a4(codes, scales, kernels.Fp4Weight([shard], 16))
+    clean = w4a4(codes, scales, Fp4Weight([shard], 16))
     shard.scales[20, 3] = 0x7F
-    got = w4a4(codes, scales, kernels.Fp4Weight([shard], 16))
+    got = w4a4(codes, scales, Fp4Weight([shard], 16))
     assert np.isnan(got[:, 20]).all()
     np.testing.assert_array_equal(np.delete(got, 20, 1), np.delete(clean, 20, 1))
 
@@ -309,12 +306,12 @@ def test_weights_whose_scales_are_not_numbers(isa: str, rng: np.random.Generator
 def test_a_row_alone_has_the_bits_it_has_in_a_batch(
     isa: str, rng: np.random.Generator, group_size: int
 ) -> None:
-    weight = kernels.Fp4Weight([random_shard(rng, 37, 352, group_size)], group_size)
-    rounded = kernels.Fp4Weight([random_shard(rng, 37, 352, group_size)], group_size, True)
+    weight = Fp4Weight([random_shard(rng, 37, 352, group_size)], group_size)
+    rounded = Fp4Weight([random_shard(rng, 37, 352, group_size)], group_size, True)
     codes, scales = random_activations(rng, 67, 352, group_size)
     x = rng.standard_normal((67, 352)).astype(np.float32)
     batch = w4a4(codes, scales, weight), f32(x, weight), f32(x, rounded)
-    narrow = kernels.Fp4Weight([narrow_shard(rng, 37, 352, group_size, 2)], group_size)
+    narrow = Fp4Weight([narrow_shard(rng, 37, 352, group_size, 2)], group_size)
     integer = w4a16(x, weight), w4a16(x, narrow)
     for rows in (slice(0, 1), slice(7, 10), slice(60, 67), slice(1, 66)):
         np.testing.assert_array_equal(w4a4(codes[rows], scales[rows], weight), batch[0][rows])

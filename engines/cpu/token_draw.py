@@ -1,19 +1,21 @@
-"""The draw of a token from a row of logits, as the kernel takes it.
+"""The next token from a row of logits: the likeliest, or a draw among those that the filters leave.
 
 A weight is a token's probability relative to the likeliest one's, as a whole number; they sum up to less than
-2^53, so that float64 sums are exact in whatever order they are made. A filter may therefore look at the head
-of the distribution only and keep what sorting all of it would have kept, and a draw may skip over blocks.
+2^53, so that float64 sums are exact in whatever order they are made. The kernel may therefore bin tokens by
+weight and skip whole blocks, and still draws what sorting the vocabulary would have drawn.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.cpu import kernels
+from engines.cpu import _kernels
+from engines.cpu.array_checks import FLOAT32, check_array
 from engines.request import SamplingParams
 
 Float32Array = NDArray[np.float32]
@@ -24,14 +26,24 @@ _LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 1e-30, 1e30
 _LARGEST = float(np.finfo(np.float32).max)
 
 
+class LogitsPeak(NamedTuple):
+    """The largest of a row of logits, the first of equal ones."""
+
+    token_id: int
+    logit: float
+    all_finite: bool
+    """Of the row."""
+
+
+def logits_peak(logits: Float32Array) -> LogitsPeak:
+    """The largest of float32 [vocab_size] logits, at least one."""
+    check_array("logits", logits, FLOAT32, (None,))
+    return LogitsPeak(*_kernels.logits_peak(logits))
+
+
 def weight_bits(vocab_size: int) -> int:
     """The exponent of the largest weight for which a vocabulary sums to less than 2^53: 35 for 131,072."""
     return _MANTISSA_BITS - vocab_size.bit_length()
-
-
-def weights_of(logits: Float32Array, maximum: float, temperature: float, num_bits: int) -> Float32Array:
-    """Whole numbers, float32: 2^num_bits exp((logit - maximum) / temperature), rounded; 0 for -inf."""
-    return kernels.token_weights(logits, maximum, _inverse(temperature), 2.0**num_bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +63,7 @@ class Draw:
         if params.min_p > 0.0:
             distance = min(max(params.temperature, _LOWEST_TEMPERATURE) * -math.log(params.min_p), _LARGEST)
         return cls(
-            _inverse(params.temperature),
+            1.0 / min(max(params.temperature, _LOWEST_TEMPERATURE), _HIGHEST_TEMPERATURE),
             2.0 ** weight_bits(vocab_size),
             distance,
             max(params.top_k, 0),
@@ -59,8 +71,14 @@ class Draw:
         )
 
     def token(self, logits: Float32Array, uniform: float) -> int:
-        """The token for a draw of `uniform`, in [0, 1)."""
-        return kernels.draw_token(
+        """The token at which the running sum of the weights left passes `uniform`, in [0, 1), of all.
+
+        Of float32 [vocab_size] logits those more than `min_p_distance` below the largest are left out first
+        (infinity: none), then all but the `top_k` largest (0: all), then all but the fewest likeliest whose
+        share reaches `top_p` (1: all); of equal ones lower ids are kept.
+        """
+        check_array("logits", logits, FLOAT32, (None,))
+        return _kernels.draw_token(
             logits,
             self.inverse_temperature,
             self.weight_scale,
@@ -71,5 +89,6 @@ class Draw:
         )
 
 
-def _inverse(temperature: float) -> float:
-    return 1.0 / min(max(temperature, _LOWEST_TEMPERATURE), _HIGHEST_TEMPERATURE)
+def philox_uniform(seed: int, position: int) -> float:
+    """NumPy's `Generator(Philox(key=seed, counter=position)).random()`, for 0 <= seed, position < 2^64."""
+    return _kernels.philox_uniform(seed, position)

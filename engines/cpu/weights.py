@@ -1,0 +1,114 @@
+"""Weights in the layout that the compiled kernels read: repacked once, when a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.cpu import _kernels
+from engines.cpu.array_checks import DENSE_DTYPES, FLOAT32, UINT8, check_array
+
+Float32Array = NDArray[np.float32]
+
+
+class Fp4Shard(NamedTuple):
+    """One FP4 matrix as a checkpoint stores it."""
+
+    packed: NDArray[np.uint8]
+    """[N, K/2]; the low nibble is the even column."""
+    scales: NDArray[np.uint8]
+    """[N, K/group_size], the scales' bits (E8M0 or E4M3)."""
+    scale_table: Float32Array
+    """[256], scale bits -> float32 multiplier with the global scale folded in."""
+
+
+class Fp4Weight:
+    """FP4 weight [num_rows, num_columns] repacked for the kernels; the shards may be freed afterwards.
+
+    Several shards (q, k and v, say) stack along the rows, each with its own scale table; table entries in use
+    must not be negative. `round_to_bfloat16` makes `decode` and `fp4_linear_f32` round every decoded value to
+    bfloat16; `fp4_linear_w4a4` ignores it, and is alone in multiplying its sums by `activation_scale`: what
+    `quantize_nvfp4` leaves out of its scales.
+    """
+
+    __slots__ = ("handle",)
+
+    def __init__(
+        self,
+        shards: Sequence[Fp4Shard],
+        group_size: int,
+        round_to_bfloat16: bool = False,
+        activation_scale: float = 1.0,
+    ) -> None:
+        if group_size not in (16, 32):
+            raise ValueError(f"group_size must be 16 or 32, got {group_size}")
+        if not shards:
+            raise ValueError("shards is empty: an FP4 weight needs at least one")
+        num_columns = 2 * shards[0][0].shape[-1]
+        if num_columns == 0 or num_columns % group_size:
+            raise ValueError(
+                f"packed holds {num_columns} columns, expected a positive multiple of {group_size}"
+            )
+        for i, (packed, scales, scale_table) in enumerate(shards):
+            check_array(f"shards[{i}] packed", packed, UINT8, (None, num_columns // 2))
+            if packed.shape[0] == 0:
+                raise ValueError(f"shards[{i}] packed has no rows")
+            check_array(f"shards[{i}] scales", scales, UINT8, (packed.shape[0], num_columns // group_size))
+            check_array(f"shards[{i}] scale_table", scale_table, FLOAT32, (256,))
+        self.handle = _kernels.Fp4Weight(list(shards), group_size, round_to_bfloat16, activation_scale)
+
+    @property
+    def num_rows(self) -> int:
+        return self.handle.num_rows
+
+    @property
+    def num_columns(self) -> int:
+        return self.handle.num_columns
+
+    @property
+    def group_size(self) -> int:
+        return self.handle.group_size
+
+    @property
+    def round_to_bfloat16(self) -> bool:
+        return self.handle.round_to_bfloat16
+
+    @property
+    def num_bytes(self) -> int:
+        return self.handle.num_bytes
+
+    @property
+    def shard_rows(self) -> list[int]:
+        """Rows of each shard, in order."""
+        return self.handle.shard_rows
+
+    def decode(self) -> Float32Array:
+        """Dequantized weight, float32 [num_rows, num_columns]."""
+        return self.handle.decode()
+
+
+class DenseWeight:
+    """Unquantized weight [N, K] repacked for `dense_linear`: float32, float16, or bfloat16 as uint16 bits."""
+
+    __slots__ = ("handle",)
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        check_array("values", values, DENSE_DTYPES, (None, None))
+        if 0 in values.shape:
+            raise ValueError(f"values must not be empty, got shape {list(values.shape)}")
+        self.handle = _kernels.DenseWeight(values)
+
+    @property
+    def num_rows(self) -> int:
+        return self.handle.num_rows
+
+    @property
+    def num_columns(self) -> int:
+        return self.handle.num_columns
+
+    @property
+    def num_bytes(self) -> int:
+        return self.handle.num_bytes
