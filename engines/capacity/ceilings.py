@@ -65,7 +65,8 @@ def capacity(
     batch_sizes: Sequence[int],
 ) -> Capacity:
     """Everything `nybble plan` shows of one device."""
-    per_token = cost.kv_bytes_per_token(kv_cache_dtype)
+    # The CPU engine scales each row of its FP8 cache; on GPUs a scale is the whole tensor's.
+    per_token = cost.kv_bytes_per_token(kv_cache_dtype, has_row_scales=device.sm is None)
     kv_cache = kv_cache_bytes(cost, device, num_devices)
     num_kv_tokens = kv_cache // per_token
     together = replace(

@@ -59,9 +59,12 @@ class ModelCost:
         router without preferences."""
         return float(1.0 - (1.0 - self.used_share) ** num_tokens)
 
-    def kv_bytes_per_token(self, kv_cache_dtype: str) -> int:
-        """Keys and values of all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * KV_ELEMENT_BYTES[kv_cache_dtype]
+    def kv_bytes_per_token(self, kv_cache_dtype: str, *, has_row_scales: bool = False) -> int:
+        """Keys and values of all layers; `has_row_scales`: with a byte per KV head for FP8's scale."""
+        row_bytes = self.head_dim * KV_ELEMENT_BYTES[kv_cache_dtype]
+        if has_row_scales and kv_cache_dtype == "fp8":
+            row_bytes += 1
+        return 2 * self.num_layers * self.num_kv_heads * row_bytes
 
     def attention_operations(self, context: int) -> int:
         """Of one token over `context` tokens: a product with each key and each value, 2 operations each."""

@@ -140,7 +140,10 @@ def _warnings(checkpoint: Checkpoint) -> Iterator[str]:
         )
     kv_cache = checkpoint.quantization.kv_cache if checkpoint.quantization else None
     if kv_cache is not None:
-        yield f"calibrated for a KV cache in {kv_cache}; the cpu engine does not quantise its KV cache"
+        yield (
+            f"calibrated for a KV cache in {kv_cache}; the cpu engine keeps bfloat16 unless told "
+            "--kv-cache-dtype fp8, which finds scales of its own"
+        )
 
 
 def _has_unequal_scales(checkpoint: Checkpoint, names: tuple[str, ...]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,9 @@ def read_quantization(directory: Path, config: Mapping[str, Any]) -> Quantizatio
     if method in ("modelopt", "modelopt_fp4"):
         parsed = _parse_modelopt(path, section)
         if legacy is not None:
-            _parse_modelopt(legacy_path, legacy)  # it has to be an NVFP4 description too
+            # It has to be an NVFP4 description too; TensorRT-LLM reads the KV cache's scheme here.
+            kv_cache = _parse_modelopt(legacy_path, legacy).kv_cache
+            parsed = replace(parsed, kv_cache=parsed.kv_cache or kv_cache)
         return parsed
     raise UnsupportedCheckpoint(
         f"{path}: quant_method is {method!r:.100}; supported are 'compressed-tensors' "

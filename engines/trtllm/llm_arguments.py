@@ -122,13 +122,21 @@ def llm_arguments(
 ) -> dict[str, Any]:
     """The keyword arguments of `LLM(...)`, without names that the release does not know.
 
-    `target` comes from `target_options` or from the file that `nybble build` wrote.
+    `target` comes from `target_options` or from the file that `nybble build` wrote. Raises StartFailed for an
+    FP8 KV cache on a release that has no choice of it.
     """
+    if kv_cache_dtype == "fp8" and not runtime.config_takes("KvCacheConfig", "dtype"):
+        raise StartFailed(
+            f"kv_cache_dtype is 'fp8', but TensorRT-LLM {runtime.features.version} cannot be told; install "
+            "release 1.1 or newer, or leave the option out"
+        )
     kv_cache = {
         **target.get("kv_cache_config", {}),
         "enable_block_reuse": options.prefix_caching,
         "free_gpu_memory_fraction": budget.free_gpu_memory_fraction,
         "max_tokens": budget.max_tokens,
+        # The PyTorch backend takes "auto", "fp8" and "nvfp4" alone and refuses "bfloat16" while it loads;
+        # "auto" is bfloat16 for a checkpoint that declares no other.
         "dtype": "auto" if kv_cache_dtype == "bfloat16" else kv_cache_dtype,
         "tokens_per_block": limits.tokens_per_block,
     }

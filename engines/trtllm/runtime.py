@@ -46,6 +46,11 @@ class Runtime:
         """Whether `LLM(argument=...)` is known to this release."""
         return self.llm_argument_names is None or argument in self.llm_argument_names
 
+    def config_takes(self, class_name: str, argument: str) -> bool:
+        """Whether the class of `tensorrt_llm.llmapi` knows the argument in this release."""
+        known = field_names(getattr(self.llmapi, class_name, None))
+        return known is None or argument in known
+
     def config(self, class_name: str, arguments: Mapping[str, object]) -> Any:
         """An object of `tensorrt_llm.llmapi`, from the arguments it knows; None when it has no such class."""
         config_class = getattr(self.llmapi, class_name, None)

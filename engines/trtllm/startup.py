@@ -61,7 +61,7 @@ def prepare(options: EngineOptions) -> Prepared:
     machine = detect_machine()
     manifest = load_for(directory, machine, launch) if has_manifest(directory) else None
     is_engine = manifest is not None and manifest.path == "engine"
-    facts = read_engine_facts(directory) if is_engine else _checkpoint_facts(directory, machine)
+    facts = read_engine_facts(directory) if is_engine else _checkpoint_facts(options, directory, machine)
     if manifest is not None:
         options = _within_the_build(options, manifest)
     limits = limits_of(options, facts)
@@ -135,7 +135,7 @@ async def wait_for_load(loading: asyncio.Future[Any], directory: Path | None) ->
         return loading.result()
 
 
-def _checkpoint_facts(directory: Path, machine: Machine) -> ModelFacts:
+def _checkpoint_facts(options: EngineOptions, directory: Path, machine: Machine) -> ModelFacts:
     checkpoint = Checkpoint.open(directory)
     needed, command = conversion_needed(checkpoint, directory)
     if needed:
@@ -147,6 +147,12 @@ def _checkpoint_facts(directory: Path, machine: Machine) -> ModelFacts:
         raise StartFailed(
             f"{machine.gpus[0].name} (SM {machine.gpus[0].sm}) has no FP4 tensor cores; expected SM "
             f"{OLDEST_FP4_SM} or newer (Blackwell). Use --engine cpu"
+        )
+    declared = checkpoint.quantization.kv_cache if checkpoint.quantization is not None else None
+    if options.kv_cache_dtype == "bfloat16" and declared is not None:
+        raise StartFailed(
+            f"kv_cache_dtype is 'bfloat16', but {directory} declares a KV cache in {declared}, and "
+            "TensorRT-LLM follows it; leave the option out, or use --engine cpu"
         )
     return facts_of(directory, checkpoint.config)
 

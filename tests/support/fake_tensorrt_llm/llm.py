@@ -92,6 +92,9 @@ class _Base:
         config = json.loads((Path(model) / "config.json").read_text())
         if ("pretrained_config" in config) != hasattr(self, "is_tensorrt"):
             raise ValueError(f"{model} is not what this class loads")
+        kv_cache_dtype = getattr(self.args.kv_cache_config, "dtype", "auto")
+        if kv_cache_dtype not in ("auto", "fp8", "nvfp4"):
+            raise ValueError(f"overriding KV cache quantization with an invalid type {kv_cache_dtype!r}")
         self._max_seq_len = self.args.max_seq_len or config["build_config"]["max_seq_len"]
         self._build_config = config.get("build_config", {})
         config = config.get("pretrained_config", config)

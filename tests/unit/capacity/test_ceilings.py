@@ -14,6 +14,7 @@ from engines.capacity.devices import GPUS, Device, gpu_named
 from engines.capacity.model_cost import LayerCost, ModelCost, model_cost
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.checkpoint.inspection import inspect
+from engines.cpu.kv_cache import KvCacheShape
 from engines.errors import InvalidRequest
 from tests.support.random_checkpoint import RandomCheckpoint
 
@@ -42,6 +43,31 @@ SLOW = Device("slow", "slow", 100, 10**15, 1.0, 1.0, 1.0)
 def test_mixtral_weighs_what_it_does() -> None:
     assert MIXTRAL.kv_bytes_per_token("bfloat16") == KV_BYTES == 2 * MIXTRAL.kv_bytes_per_token("fp8")
     assert MIXTRAL.resident_bytes / 1e9 == pytest.approx(26.6, abs=0.1)
+
+
+def test_an_fp8_cache_on_the_cpu_has_a_scale_for_each_row() -> None:
+    cpu = replace(gpu_named("gb10"), sm=None)
+    per_token = {
+        (device.sm, dtype): capacity(
+            MIXTRAL, device, kv_cache_dtype=dtype, contexts=(1024,), batch_sizes=(1,)
+        ).kv_bytes_per_token
+        for device in (cpu, gpu_named("gb10"))
+        for dtype in ("bfloat16", "fp8")
+    }
+    assert per_token == {
+        (None, "bfloat16"): KV_BYTES,
+        (None, "fp8"): 32 * 8 * 2 * 129,
+        (121, "bfloat16"): KV_BYTES,
+        (121, "fp8"): KV_BYTES // 2,
+    }
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["bfloat16", "fp8"])
+def test_the_plan_counts_the_bytes_that_the_cpu_engine_takes(tmp_path: Path, kv_cache_dtype: str) -> None:
+    checkpoint = Checkpoint.open(RandomCheckpoint().write(tmp_path / "model"))
+    shape = KvCacheShape.of(checkpoint.config, 16, reference_numerics=False, kv_cache_dtype=kv_cache_dtype)
+    cost = model_cost(checkpoint, as_nvfp4=False)
+    assert 16 * cost.kv_bytes_per_token(kv_cache_dtype, has_row_scales=True) == shape.block_bytes
 
 
 def test_one_sequence_reads_two_experts_of_eight() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -46,11 +47,35 @@ def checkpoint(golden: Path) -> Path:
     return golden / "mixtral-nvfp4-modelopt"
 
 
+@pytest.mark.parametrize(("asked", "told"), [("auto", "auto"), ("bfloat16", "auto"), ("fp8", "fp8")])
 async def test_the_kv_cache_takes_the_type_it_is_given(
+    asked: str, told: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime knows no "bfloat16", which is what "auto" is without a declaration in the checkpoint."""
+    async with started("1.2.1", checkpoint, monkeypatch, kv_cache_dtype=asked) as (_, behaviour):
+        assert behaviour.llms[0].args.kv_cache_config.dtype == told
+
+
+async def test_a_kv_cache_that_the_checkpoint_declares_cannot_be_bfloat16(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "calibrated"
+    shutil.copytree(checkpoint, directory)
+    file = directory / "hf_quant_config.json"
+    file.write_text(file.read_text().replace('"kv_cache_quant_algo": null', '"kv_cache_quant_algo": "FP8"'))
+    async with started("1.2.1", directory, monkeypatch) as (_, behaviour):
+        assert behaviour.llms[0].args.kv_cache_config.dtype == "auto"
+    with pytest.raises(StartFailed, match="declares a KV cache in FP8, and TensorRT-LLM follows it"):
+        async with started("1.2.1", directory, monkeypatch, kv_cache_dtype="bfloat16"):
+            pytest.fail("it started")
+
+
+async def test_a_release_without_the_choice_refuses_an_fp8_kv_cache(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with started("1.2.1", checkpoint, monkeypatch, kv_cache_dtype="fp8") as (_, behaviour):
-        assert behaviour.llms[0].args.kv_cache_config.dtype == "fp8"
+    with pytest.raises(StartFailed, match=r"TensorRT-LLM 1\.0\.0 cannot be told"):
+        async with started("1.0.0", checkpoint, monkeypatch, kv_cache_dtype="fp8"):
+            pytest.fail("it started")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
