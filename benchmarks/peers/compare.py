@@ -41,7 +41,12 @@ def main(arguments: list[str] | None = None) -> None:
         num_repeats=options.rounds,
     )
     try:
-        choice = Choice(options.models, checked_families(options.peer), parsed_pythons(options.peer_python))
+        choice = Choice(
+            options.models,
+            checked_families(options.peer),
+            parsed_pythons(options.peer_python),
+            tuple(options.system),
+        )
         directories = [checkpoint(options.models, options.shape, format) for format in formats(options)]
         limits = [limits_now(options.threads)]
         results = compare_with_peers(
@@ -78,6 +83,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", action="append", choices=("mxfp4", "nvfp4"), help="default: mxfp4")
     parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="of all models, kept")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME", help=", ".join(FAMILIES))
+    parser.add_argument(
+        "--system", action="append", default=[], metavar="NAME", help='only these, as "OpenVINO INT4"'
+    )
     parser.add_argument("--peer-python", action="append", default=[], metavar="NAME=PYTHON")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=math.inf, help="for as many rounds as fit")

@@ -23,15 +23,30 @@ FAMILIES = ("vLLM", "Transformers", "OpenVINO", "llama.cpp")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a user chose: peers, and the Python in which each is installed; this one by default."""
+    """What a user chose: peers, and the Python in which each is installed; this one by default.
+
+    `systems` names those that take part, in any case, as "OpenVINO INT4"; all of them where it is empty.
+    """
 
     models: Path
     families: tuple[str, ...] = FAMILIES
     pythons: Mapping[str, Path] = field(default_factory=dict)
+    systems: tuple[str, ...] = ()
 
     def python(self, family: str) -> Path:
         """The Python that runs `family`."""
         return self.pythons.get(family, Path(sys.executable))
+
+    def wants(self, system: str) -> bool:
+        """Whether the system of this name takes part."""
+        return not self.systems or system.lower() in map(str.lower, self.systems)
+
+    def check_systems(self, names: Sequence[str]) -> None:
+        """Raises InvalidRequest if one that was asked for is not among `names`."""
+        known = [name.lower() for name in names]
+        for system in self.systems:
+            if system.lower() not in known:
+                raise InvalidRequest(f"there is no system {system!r} here; expected {', '.join(names)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +88,24 @@ def prepared_systems(
 ) -> list[SystemResult]:
     """Nybble on each checkpoint, both ways of activations; then the peers, skipped where they have no model.
 
-    Peers that take no FP4 get the first checkpoint only. Raises CheckpointError, InvalidRequest.
+    Peers that take no FP4 get the first checkpoint only. Nothing is converted for a system that nobody wants.
+    Raises CheckpointError, InvalidRequest.
     """
-    results: list[SystemResult] = []
+    own: list[System] = []
     candidates: list[_Candidate] = []
     for index, directory in enumerate(directories):
         format = _fp4_format(directory)
-        results += [SystemResult(system) for system in _own(directory, format)]
+        own += _own(directory, format)
         models = ConvertedModels(choice.models.expanduser(), directory, on_progress)
         candidates += _of_fp4(format, models, choice)
         if index == 0:
             candidates += _of_other_precisions(models, choice)
-    for family in choice.families:
-        results += [_prepared(each, choice) for each in candidates if each.family == family]
-    return results
+    candidates = [each for family in choice.families for each in candidates if each.family == family]
+    choice.check_systems([system.name for system in own] + [each.name for each in candidates])
+    return [
+        *(SystemResult(system) for system in own if choice.wants(system.name)),
+        *(_prepared(each, choice) for each in candidates if choice.wants(each.name)),
+    ]
 
 
 def _fp4_format(directory: Path) -> str:

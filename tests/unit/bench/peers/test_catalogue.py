@@ -73,6 +73,24 @@ def test_two_formats_share_what_is_no_fp4(tmp_path: Path) -> None:
     ]
 
 
+def test_only_the_systems_that_are_named(tmp_path: Path) -> None:
+    choice = Choice(tmp_path / "models", systems=("llama.cpp q4_0", "nybble NVFP4 W4A4"))
+    results = prepared_systems([made(tmp_path, "mxfp4"), made(tmp_path, "nvfp4")], choice, quiet)
+    assert [result.system.name for result in results] == ["nybble NVFP4 W4A4", "llama.cpp Q4_0"]
+    (converted,) = (tmp_path / "models").glob("*/*")
+    assert converted.name == "q4_0.gguf"
+
+
+def test_a_system_that_does_not_exist_is_refused_before_anything_is_converted(tmp_path: Path) -> None:
+    choice = Choice(tmp_path / "models", ("llama.cpp",), systems=("llama.cpp NVFP4",))
+    expected = (
+        "no system 'llama.cpp NVFP4' here; expected nybble MXFP4 W4A4, nybble MXFP4 W4A16, llama.cpp MX"
+    )
+    with pytest.raises(InvalidRequest, match=expected):
+        prepared_systems([made(tmp_path, "mxfp4")], choice, quiet)
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_failed_conversion_is_a_reason(tmp_path: Path) -> None:
     choice = Choice(tmp_path / "models", ("OpenVINO",), {"OpenVINO": script(tmp_path, FAILING_TOOLS)})
     results = prepared_systems([made(tmp_path, "mxfp4")], choice, quiet)
