@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines.errors import EngineDead
-from service.admission.expiry import Expired
 from service.admission.ticket import Ticket
+from service.admission.time_limits import Expired
 from service.disconnect import stop_tasks
 from service.errors import RequestAborted
 from service.generation import CUT_SHORT, NOTHING_IN_TIME, TextOutput, TextRequest, generate_text

@@ -17,8 +17,9 @@ from engines.request import (
     TokenLogprob,
     TokenOutput,
 )
-from service.admission.expiry import Expired, until_expired
+from service.admission.expiry import until_expired
 from service.admission.ticket import Ticket
+from service.admission.time_limits import Expired
 from service.stop_strings import StopStringMatcher
 from service.tokenizer import Tokenizer
 

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from engines.base import EngineStats
+from service.admission.demand import Demand, Flow
 from service.admission.drain_rate import DrainRate
 from service.admission.fair_queue import Entry, FairQueue
-from service.admission.ticket import Demand, Flow, Ticket
+from service.admission.ticket import Ticket
 from service.admission.time_limits import Phase, TimeLimits
 from service.errors import BadRequest, ServerOverloaded, ServiceError, TooManyRequests
 

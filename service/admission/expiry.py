@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from service.admission.ticket import Ticket
+from service.admission.ticket import Ticket
+from service.admission.time_limits import Expired
 
 T = TypeVar("T")
-
-
-class Expired(Exception):
-    """The time is up and something has been generated: it is the answer."""
 
 
 async def until_expired(ticket: Ticket, outputs: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

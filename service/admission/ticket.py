@@ -6,77 +6,38 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from service.admission.expiry import Expired
-from service.admission.time_limits import Phase, TimeLimits
-
-if TYPE_CHECKING:
-    from service.admission.controller import Admission
+from service.admission.demand import Demand, Flow
+from service.admission.fair_queue import Entry
+from service.admission.time_limits import Expired, Phase, TimeLimits
 
 
-class Account(Protocol):
-    """The limits and the books of a key; see `service.keys.usage.KeyUsage`."""
+class Places(Protocol):
+    """Where a ticket's places and turns come from; see `service.admission.controller.Admission`."""
 
-    def check(self, num_tokens: int) -> None:
-        """Raises RequestRateLimited, TokenRateLimited or BadRequest if the request may not come in."""
+    num_queued_tokens: int
 
-    def begin(self, num_tokens: int) -> None:
-        """A request has come in; so many tokens are booked for it."""
+    def enqueue(self, flow: Flow, priority: int, cost: int) -> Entry[asyncio.Future[None]]:
+        """Get in line; the entry's future is done when the turn has come."""
 
-    def count_refusal(self) -> None:
-        """A request was not let in."""
+    def leave(self, entry: Entry[asyncio.Future[None]], actual_cost: int) -> None:
+        """Out of line, or out of the engine."""
 
-    def end(self) -> None:
-        """It has gone."""
+    def release(self, flow_name: str, num_sequences: int, *, num_tokens: int, did_run: bool) -> None:
+        """Give places back."""
 
-    def adjust_tokens(self, num_tokens: int) -> None:
-        """Book so many tokens more than before (fewer, if negative)."""
+    def dispatch(self) -> None:
+        """Give turns as long as the engine has room."""
 
-    def count_tokens(self, *, num_prompt_tokens: int, num_generated_tokens: int) -> None:
-        """Count what was used."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """Whose request it is: a key's name and weight, or the one anonymous flow."""
-
-    name: str = "anonymous"
-    weight: float = 1.0
-    account: Account | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a request asks for, estimated before its prompts are tokenised.
-
-    `num_prompt_tokens` counts each prompt once, `num_choices` are the answers to each; `num_answer_tokens` is
-    that of one answer. `priority`: lower is served first.
-    """
-
-    num_sequences: int
-    num_prompt_tokens: int
-    num_answer_tokens: int
-    num_choices: int = 1
-    priority: int = 0
-    param: str = "n"
-
-    @property
-    def num_work_tokens(self) -> int:
-        """What the engine has to compute: every sequence has its prompt."""
-        return self.num_prompt_tokens * self.num_choices + self.num_answer_tokens * self.num_sequences
-
-    @property
-    def num_billed_tokens(self) -> int:
-        """What is booked on the key: a prompt counts once, however many answers it gets."""
-        return self.num_prompt_tokens + self.num_answer_tokens * self.num_sequences
+    def retry_after_seconds(self) -> float:
+        """How long the queue as it is takes to come in."""
 
 
 class Ticket:
     """The places of one request. Each sequence takes its `turn` and then gives its place back."""
 
-    def __init__(self, admission: Admission, flow: Flow, demand: Demand, limits: TimeLimits) -> None:
+    def __init__(self, admission: Places, flow: Flow, demand: Demand, limits: TimeLimits) -> None:
         self.limits = limits
         self.priority = demand.priority
         self.phase = Phase.TURN

@@ -13,6 +13,10 @@ from service.errors import BadRequest, DeadlineExceeded, QueueTimeout, ServerTim
 REQUEST_TIMEOUT_HEADER = "X-Request-Timeout"
 
 
+class Expired(Exception):
+    """The time is up and something has been generated: it is the answer."""
+
+
 class Phase(int, Enum):
     """What a request still waits for; later phases are under fewer limits."""
 

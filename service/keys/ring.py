@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from service.admission.ticket import Flow
+from service.admission.demand import Flow
 from service.errors import InvalidApiKey, MissingScope
 from service.keys.entry import ApiKey, Scope, digest_of
 from service.keys.usage import KeyUsage

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from starlette.requests import Request
 
-from service.admission.ticket import Demand, Flow, Ticket
+from service.admission.demand import Demand, Flow
+from service.admission.ticket import Ticket
 from service.admission.time_limits import REQUEST_TIMEOUT_HEADER, TimeLimits, client_seconds
 from service.choices import UsageTally, generate_choices
 from service.generation import TextOutput, TextRequest

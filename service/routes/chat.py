@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.admission.ticket import Demand
+from service.admission.demand import Demand
 from service.errors import BadRequest, UnsupportedField
 from service.generation import TextOutput, TextRequest
 from service.large_bodies import PatientRoute

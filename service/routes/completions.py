@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from engines.request import Grammar
-from service.admission.ticket import Demand
+from service.admission.demand import Demand
 from service.errors import BadRequest, UnsupportedField
 from service.generation import TextOutput, TextRequest
 from service.large_bodies import PatientRoute

@@ -11,9 +11,10 @@ from contextlib import aclosing
 import pytest
 
 from service.admission.controller import Admission, Bounds
-from service.admission.expiry import Expired, until_expired
-from service.admission.ticket import Demand, Flow, Ticket
-from service.admission.time_limits import TimeLimits, Timeouts
+from service.admission.demand import Demand, Flow
+from service.admission.expiry import until_expired
+from service.admission.ticket import Ticket
+from service.admission.time_limits import Expired, TimeLimits, Timeouts
 from service.errors import DeadlineExceeded, ServerTimeout
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from engines.base import EngineStats
 from service.admission.controller import Admission, Bounds
-from service.admission.ticket import Demand, Flow, Ticket
+from service.admission.demand import Demand, Flow
+from service.admission.ticket import Ticket
 from service.admission.time_limits import TimeLimits, Timeouts
 from service.errors import BadRequest, DeadlineExceeded, QueueTimeout, ServerOverloaded, TooManyRequests
 from tests.support.clock import Clock

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.admission.controller import Admission, Bounds
-from service.admission.ticket import Demand, Flow, Ticket
+from service.admission.demand import Demand, Flow
+from service.admission.ticket import Ticket
 from service.admission.time_limits import TimeLimits
 from service.disconnect import stop_tasks
 from service.errors import ServerOverloaded, TooManyRequests
