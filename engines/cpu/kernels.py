@@ -206,13 +206,13 @@ def kv_write(
     """Store k and v [M, num_kv_heads, head_dim] at slots [M] = block id * block_size + offset.
 
     Caches are [num_blocks, num_kv_heads, block_size, head_dim], float32, or bfloat16 as uint16 bits (round to
-    nearest even), or uint8 [num_blocks, num_kv_heads, block_size, head_dim + 1] for FP8. bfloat16 keys with a
-    block_size that 16 divides and a head_dim that 32 divides lie transposed in groups of 16 slots: a head's
-    part of a block is [block_size / 16, head_dim / 2, 16, 2], the last two slot and dimension. FP8: the bytes
-    of a block's head are block_size rows of head_dim E4M3 numbers, then a byte b per row: 2^(b - 127) is its
-    scale, the least that brings its largest magnitude to 448 or less; 255 says that it held a NaN or an
-    infinity and reads as NaN. Of rows for one slot the last one stays. ValueError, and nothing written, for a
-    slot outside the cache.
+    nearest even), or uint8 [num_blocks, num_kv_heads, block_size, head_dim + 1] for FP8. FP8: the bytes of a
+    block are E4M3 numbers [num_kv_heads, block_size, head_dim], then a byte b per row, [num_kv_heads,
+    block_size]: 2^(b - 127) is its scale, the least that brings its largest magnitude to 448 or less; 255
+    says that it held a NaN or an infinity and reads as NaN. bfloat16 and FP8 keys with a block_size that 16
+    divides and a head_dim that 32 divides lie transposed in groups of 16 slots: a head's part of a block is
+    [block_size / 16, head_dim / 2, 16, 2], the last two slot and dimension. Of rows for one slot the last one
+    stays. ValueError, and nothing written, for a slot outside the cache.
     """
     _check_caches(k_cache, v_cache)
     check_output("k_cache", k_cache, _CACHE_DTYPES, k_cache.shape)

@@ -19,7 +19,7 @@ constexpr std::int64_t kKeyGroup = 16;
 /// groups, a vector of sums over values holds the even dimensions of 32, the next one the odd ones: that takes half
 /// the instructions to read.
 static inline bool keys_in_groups(const KvCache& cache) {
-  return cache.element_type == ElementType::kBfloat16 && cache.block_size % kKeyGroup == 0 && cache.head_dim % 32 == 0;
+  return cache.element_type != ElementType::kFloat32 && cache.block_size % kKeyGroup == 0 && cache.head_dim % 32 == 0;
 }
 
 /// Up to this many query vectors read keys and values straight from the cache, for all KV heads of a tile before the

@@ -152,9 +152,10 @@ struct SiluMulArgs {
   std::int64_t num_columns;
 };
 
-/// kFloat8E4m3: a block's rows of a head are followed by a byte b a row: its codes stand for 2^(b - 127) times their
-/// value, b = 255 for NaN. The last dimension then is head_dim + 1. Where `keys_in_groups` (attention_layout.h), keys
-/// lie in groups of 16 slots, [head_dim / 2][16 slots][2], so that products need no transposing.
+/// Where `keys_in_groups` (attention_layout.h), keys lie in groups of 16 slots, [head_dim / 2][16 slots][2], so that
+/// products need no transposing. kFloat8E4m3: a block's rows of all heads are followed by a byte b a row,
+/// [num_kv_heads, block_size]: its codes stand for 2^(b - 127) times their value, b = 255 for NaN. The last dimension
+/// then is head_dim + 1.
 struct KvCache {
   void* k;  // [num_blocks, num_kv_heads, block_size, head_dim]
   void* v;

@@ -106,12 +106,13 @@ def test_any_cut_into_steps_gives_the_same_bits(
         np.testing.assert_array_equal(bits(np.concatenate(parts)), bits(whole))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
 @pytest.mark.parametrize("window", [0, 600])
 def test_partitions_and_threads_give_the_same_bits(
-    isa: str, rng: np.random.Generator, window: int, restore_threads: None
+    isa: str, rng: np.random.Generator, window: int, dtype: str, restore_threads: None
 ) -> None:
     """Positions past the first partitions, whose softmaxes several threads may work on at once."""
-    cached = fill_cache(rng, 1100, 2, 32, 16, "bfloat16")
+    cached = fill_cache(rng, 1100, 2, 32, 16, dtype)
     q = rng.standard_normal((1100, 6, 32)).astype(np.float32)
     kernels.set_num_threads(1)
     whole = attend(cached, q, 0, window)
@@ -139,17 +140,25 @@ def test_the_block_size_does_not_change_a_bit(
         np.testing.assert_array_equal(out, outs[0])
 
 
-def test_a_row_does_not_see_what_later_rows_of_its_chunk_hold(isa: str, rng: np.random.Generator) -> None:
-    cached = fill_cache(rng, 70, 2, 32, 16, "float32")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8"])
+@pytest.mark.parametrize("num_rows", [70, 2])
+def test_a_row_does_not_see_what_later_rows_of_its_chunk_hold(
+    isa: str, rng: np.random.Generator, num_rows: int, dtype: str
+) -> None:
+    cached = fill_cache(rng, 70, 2, 32, 16, dtype)
     q = rng.standard_normal((70, 4, 32)).astype(np.float32)
-    want = attend(cached, q, 0)
+    first = (
+        0 if num_rows == 70 else 29
+    )  # the last row before those that later hold NaN, and the first of them
+    q = q[first : first + num_rows].copy()
+    want = attend(cached, q, first)
     poison = np.full((40, 2, 32), np.nan, np.float32)
     positions = np.arange(30, 70)
     slots = cached.block_table[positions // 16].astype(np.int64) * 16 + positions % 16
     kernels.kv_write(poison, poison, slots, cached.keys, cached.values)
-    got = attend(cached, q, 0)
-    np.testing.assert_array_equal(bits(got[:30]), bits(want[:30]))
-    assert np.isnan(got[30:]).all()
+    got = attend(cached, q, first)
+    np.testing.assert_array_equal(bits(got[: 30 - first]), bits(want[: 30 - first]))
+    assert np.isnan(got[30 - first :]).all()
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
@@ -182,13 +191,14 @@ def test_a_sequence_in_a_batch_has_the_bits_it_has_alone(
         )
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
 @pytest.mark.parametrize("context", [1, 16, 17, 64, 65, 512, 513, 900])
 @pytest.mark.parametrize("kv_heads", [1, 3, 8])
 def test_heads_spread_over_threads_give_the_same_bits(
-    isa: str, rng: np.random.Generator, kv_heads: int, context: int, restore_threads: None
+    isa: str, rng: np.random.Generator, kv_heads: int, context: int, dtype: str, restore_threads: None
 ) -> None:
     """One sequence: few enough pieces of work that threads share its partitions, then its KV heads."""
-    cached = fill_cache(rng, context, kv_heads, 64, 16, "bfloat16")
+    cached = fill_cache(rng, context, kv_heads, 64, 16, dtype)
     q = rng.standard_normal((1, 4 * kv_heads, 64)).astype(np.float32)
     want = reference.attention(q, cached.k, cached.v, context - 1, 64**-0.5, 0)
     kernels.set_num_threads(1)
@@ -199,16 +209,24 @@ def test_heads_spread_over_threads_give_the_same_bits(
         np.testing.assert_array_equal(bits(attend(cached, q, context - 1)), bits(alone), f"{count} threads")
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
 @pytest.mark.parametrize(("head_dim", "block_size"), [(64, 16), (32, 48), (64, 24), (48, 16)])
-def test_bfloat16_keys_lie_in_groups_of_slots_where_they_can(
-    isa: str, rng: np.random.Generator, head_dim: int, block_size: int
+def test_keys_lie_in_groups_of_slots_where_they_can(
+    isa: str, rng: np.random.Generator, head_dim: int, block_size: int, dtype: str
 ) -> None:
-    k = rng.integers(-8, 8, (3 * block_size, 2, head_dim)).astype(np.float32)
-    caches = [np.zeros((3, 2, block_size, head_dim), np.uint16) for _ in range(2)]
+    k = rng.integers(-8, 8, (3 * block_size, 2, head_dim)).astype(np.float32)  # exact in both caches
+    row_elements = head_dim + 1 if dtype == "fp8" else head_dim
+    stored = {"bfloat16": np.uint16, "fp8": np.uint8}[dtype]
+    caches: list[NDArray[Any]] = [np.zeros((3, 2, block_size, row_elements), stored) for _ in range(2)]
     kernels.kv_write(k, -k, np.arange(3 * block_size), caches[0], caches[1])
     rows = k.reshape(3, block_size, 2, head_dim).swapaxes(1, 2)
+    in_groups = block_size % 16 == 0 and head_dim % 32 == 0
+    if dtype == "fp8":
+        np.testing.assert_array_equal(read_fp8_rows(caches[0], in_groups=in_groups), rows)
+        np.testing.assert_array_equal(read_fp8_rows(caches[1]), -rows)
+        return
     np.testing.assert_array_equal(caches[1].view(ml_dtypes.bfloat16).astype(np.float32), -rows)
-    if block_size % 16 == 0 and head_dim % 32 == 0:
+    if in_groups:
         groups = rows.reshape(3, 2, block_size // 16, 16, head_dim // 2, 2)
         rows = groups.swapaxes(3, 4).reshape(rows.shape)
     np.testing.assert_array_equal(caches[0].view(ml_dtypes.bfloat16).astype(np.float32), rows)
@@ -260,15 +278,19 @@ def test_bfloat16_cache_rounds_to_nearest_even(isa: str) -> None:
     assert not caches[0].any()
 
 
-def read_fp8_rows(cache: NDArray[np.uint8]) -> Float32Array:
+def read_fp8_rows(cache: NDArray[np.uint8], *, in_groups: bool = False) -> Float32Array:
     """The numbers of an FP8 cache, [num_blocks, kv_heads, block_size, head_dim], by its documented layout."""
     num_blocks, kv_heads, block_size, row_bytes = cache.shape
-    head = cache.reshape(num_blocks, kv_heads, block_size * row_bytes)
-    codes, scales = np.split(head, [block_size * (row_bytes - 1)], axis=2)
-    numbers = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    numbers = numbers.reshape(num_blocks, kv_heads, block_size, row_bytes - 1)
-    exponents = scales.astype(np.int32) - 127
-    return np.where(scales[..., None] == 255, np.float32(np.nan), np.ldexp(numbers, exponents[..., None]))
+    shape = (num_blocks, kv_heads, block_size, row_bytes - 1)
+    block = cache.reshape(num_blocks, -1)
+    codes, scales = np.split(block, [kv_heads * block_size * (row_bytes - 1)], axis=1)
+    numbers: Float32Array = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    if in_groups:  # slots before pairs of dimensions
+        pairs = numbers.reshape(num_blocks, kv_heads, block_size // 16, (row_bytes - 1) // 2, 16, 2)
+        numbers = pairs.swapaxes(3, 4)
+    scales = scales.reshape(*shape[:3], 1)
+    rows: Float32Array = np.ldexp(numbers.reshape(shape), scales.astype(np.int32) - 127)
+    return np.where(scales == 255, np.float32(np.nan), rows)
 
 
 def test_fp8_rows_are_e4m3_times_a_power_of_two_per_row(isa: str, rng: np.random.Generator) -> None:
@@ -292,6 +314,52 @@ def test_fp8_rows_are_e4m3_times_a_power_of_two_per_row(isa: str, rng: np.random
     is_ordinary = (largest > 1e-30) & (largest < 448 * 2.0**119)  # larger ones are cut off there
     error = np.where(is_ordinary, np.abs(want - rows) / np.where(is_ordinary, largest, 1), 0)
     assert error.max() < 2**-4
+
+
+def write_rows(cached: Cached, block_size: int, k: Float32Array, v: Float32Array) -> None:
+    """Other keys and values for the positions of `cached`, an FP8 cache."""
+    positions = np.arange(len(k))
+    slots = cached.block_table[positions // block_size].astype(np.int64) * block_size + positions % block_size
+    kernels.kv_write(k, v, slots, cached.keys, cached.values)
+    cached.k, cached.v = reference.fp8_kv_rows(k), reference.fp8_kv_rows(v)
+
+
+@pytest.mark.parametrize("head_dim", [48, 64, 96])
+def test_fp8_scales_of_any_size_give_the_same_bits_on_every_way(
+    isa: str, rng: np.random.Generator, head_dim: int
+) -> None:
+    """Keys and values from 2^-60 to 2^60 beside each other; rows of zeros, which have the least scale."""
+    exponents = rng.integers(-60, 60, (2, 90, 2, 1))
+    rows = rng.standard_normal((2, 90, 2, head_dim)).astype(np.float32)
+    k, v = np.ldexp(rows, np.stack([exponents[0] // 20, exponents[1]]), dtype=np.float32)
+    k[7], v[7], k[70], v[71] = 0.0, 0.0, 0.0, 0.0
+    q = rng.standard_normal((90, 4, head_dim)).astype(np.float32)
+    outs = []
+    for block_size in (16, 24, 48):
+        cached = fill_cache(np.random.default_rng(5), 90, 2, head_dim, block_size, "fp8")
+        write_rows(cached, block_size, k, v)
+        whole = attend(cached, q, 0)
+        want = reference.attention(q, cached.k, cached.v, 0, head_dim**-0.5, 0)
+        largest = np.maximum.accumulate(np.abs(cached.v).max(axis=-1), axis=0).repeat(2, axis=1)[..., None]
+        np.testing.assert_allclose(whole / largest, want / largest, rtol=0, atol=3e-6)
+        outs.append(whole)
+        outs.append(np.concatenate([attend(cached, q[i : i + 1].copy(), i) for i in range(90)]))
+    for out in outs[1:]:
+        np.testing.assert_array_equal(bits(out), bits(outs[0]))
+
+
+def test_fp8_values_count_for_nothing_where_weight_times_scale_is_subnormal(isa: str) -> None:
+    """Position 0 has a weight of 2^-120 and values of 2^-20, position 1 all the rest and zeros."""
+    cached = fill_cache(np.random.default_rng(5), 2, 1, 32, 16, "fp8")
+    k, v = np.zeros((2, 2, 1, 32), np.float32)
+    k[1, 0, 0], v[0] = 1.0, 2.0**-20
+    write_rows(cached, 16, k, v)
+    q = np.zeros((1, 1, 32), np.float32)
+    q[0, 0, 0] = 120 * np.log(2.0) * 32**0.5
+    np.testing.assert_array_equal(attend(cached, q, 1), 0.0)
+    v[0] = 2.0**20
+    write_rows(cached, 16, k, v)
+    np.testing.assert_allclose(attend(cached, q, 1), 2.0**-100, rtol=1e-4)
 
 
 def batch_arguments(rng: np.random.Generator) -> dict[str, Any]:

@@ -25,6 +25,7 @@ constexpr int64_t kFewQueriesDimensions = 32;
 struct Tile {
   TileRows keys, values;
   const std::uint8_t* key_groups[kTileGroups];
+  TileScaleBytes scales;  // E4M3
 };
 
 void find_tile(const Queries& queries, int64_t start, const float* zeros, Tile& out) {
@@ -33,6 +34,9 @@ void find_tile(const Queries& queries, int64_t start, const float* zeros, Tile& 
   const int64_t begin = max64(0, queries.oldest() - start);
   const int64_t end = min64(kAttentionTileKeys, queries.last() - start + 1);
   find_rows(cache, cache.v, table, queries.kv_head, start, begin, end, zeros, out.values);
+  if (cache.element_type == ElementType::kFloat8E4m3) {
+    find_scales(cache, table, queries.kv_head, start, begin, end, out.scales);
+  }
   if (!keys_in_groups(cache)) {
     find_rows(cache, cache.k, table, queries.kv_head, start, begin, end, zeros, out.keys);
     return;
@@ -61,7 +65,7 @@ void add_scores(const Queries& queries, const TileView& view, const Tile& tile, 
     const int64_t first_group = positions.begin / kKeyGroup;
     const int64_t last_group = (positions.end + kKeyGroup - 1) / kKeyGroup;
     if (keys_in_groups(queries.args.cache)) {
-      if constexpr (Type == ElementType::kBfloat16) {
+      if constexpr (Type != ElementType::kFloat32) {
         pack_key_groups<Type>(tile.key_groups, first_group, last_group, d, end, ahead, scratch.tile);
       }
     } else {
@@ -87,8 +91,9 @@ void add_tile(const Queries& queries, int64_t start, const Tile& tile, const Til
   Ahead values_ahead(tile.values.rows, kAttentionTileKeys, cache.head_dim * element_bytes(Type));
   Ahead keys_ahead = keys_ahead_of<Type>(next, cache);
   add_scores<Type>(queries, view, tile, values_ahead, scratch);
-  raise_largest(view, scratch, state);
-  weigh(view, scratch, state);
+  const auto scales = scales_of<Type>(tile.scales);
+  raise_largest(view, scratch, state, scales);
+  weigh(view, scratch, state, scales);
   const auto add_all = [&](const auto& values) {
     for_query_tiles(view.queries().begin, view.queries().end, [&](auto count, int64_t i) {
       add_values<decltype(count)::value>(view, values, queries.stride, i, scratch, state);
@@ -100,7 +105,7 @@ void add_tile(const Queries& queries, int64_t start, const Tile& tile, const Til
   }
   const Range positions = view.positions();
   if (keys_in_groups(cache)) {
-    if constexpr (Type == ElementType::kBfloat16) {
+    if constexpr (Type != ElementType::kFloat32) {
       pack_value_pairs<Type>(tile.values, positions.begin, positions.end, queries.stride, keys_ahead, scratch.tile);
     }
   } else {
@@ -111,8 +116,8 @@ void add_tile(const Queries& queries, int64_t start, const Tile& tile, const Til
 }
 
 template <ElementType Type>
-void attend(const Queries& queries, int64_t first_partition, int64_t last_partition, float* workspace,
-            float* state_memory) {
+void attend_packed(const Queries& queries, int64_t first_partition, int64_t last_partition, float* workspace,
+                   float* state_memory) {
   const AttentionScratch scratch = AttentionScratch::at(workspace, queries.count, queries.stride);
   const AttentionState whole = AttentionState::at(state_memory, queries.count);
   load_queries(queries, scratch.q);
@@ -141,21 +146,28 @@ void attend(const Queries& queries, int64_t first_partition, int64_t last_partit
   }
 }
 
+template <ElementType Type>
+void attend(const AttentionArgs& args, const AttentionItem& item, const AttentionItem* next, float* workspace,
+            float* states, int64_t state_floats) {
+  const Queries queries{args, *item.unit, item.first_head};
+  if constexpr (Type != ElementType::kFloat32) {
+    if (few_queries(args.cache, queries.count)) {
+      return attend_item(FewQueriesKernel<Type>{}, args, item, next, workspace, states, state_floats);
+    }
+  }
+  attend_packed<Type>(queries, item.first_partition, item.last_partition, workspace, states);
+}
+
 }  // namespace
 
 void attention(const AttentionArgs& args, const AttentionItem& item, const AttentionItem* next, float* workspace,
                float* states, int64_t state_floats) {
-  if (few_queries(args.cache, item.unit->num_rows * (args.num_heads / args.cache.num_kv_heads))) {
-    attend_item(FewQueriesKernel<ElementType::kBfloat16>{}, args, item, next, workspace, states, state_floats);
-    return;
-  }
-  const Queries queries{args, *item.unit, item.first_head};
   if (args.cache.element_type == ElementType::kFloat32) {
-    attend<ElementType::kFloat32>(queries, item.first_partition, item.last_partition, workspace, states);
+    attend<ElementType::kFloat32>(args, item, next, workspace, states, state_floats);
   } else if (args.cache.element_type == ElementType::kFloat8E4m3) {
-    attend<ElementType::kFloat8E4m3>(queries, item.first_partition, item.last_partition, workspace, states);
+    attend<ElementType::kFloat8E4m3>(args, item, next, workspace, states, state_floats);
   } else {
-    attend<ElementType::kBfloat16>(queries, item.first_partition, item.last_partition, workspace, states);
+    attend<ElementType::kBfloat16>(args, item, next, workspace, states, state_floats);
   }
 }
 

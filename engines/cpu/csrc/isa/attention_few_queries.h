@@ -17,21 +17,23 @@ static inline TileGroups find_groups(const Queries& queries, int64_t start) {
 template <ElementType Type>
 static inline void add_groups(const Queries& queries, const TileView& view, const TileGroups& groups,
                               const TileGroups& next, const AttentionScratch& scratch, const AttentionState& state) {
-  const int64_t head_dim = queries.args.cache.head_dim;
+  const KvCache& cache = queries.args.cache;
   const TileGroups ahead = next.completed_by(groups);
+  fetch_scales<Type>(cache, next);
   const Range active = view.queries();
   for_query_tiles(active.begin, active.end, [&](auto count, int64_t i) {
     constexpr int kCount = decltype(count)::value;
     const int64_t last_group = (view.of(i + kCount - 1).end + kKeyGroup - 1) / kKeyGroup;
-    for_vector_tiles(view.of(i).begin / kKeyGroup, last_group, [&](auto vectors, int64_t g) {
+    for_vector_tiles<kGroupTile<Type>>(view.of(i).begin / kKeyGroup, last_group, [&](auto vectors, int64_t g) {
       score_groups<Type, kCount, decltype(vectors)::value>(scratch.q + i * queries.stride, groups.keys + g,
-                                                           ahead.keys + g, head_dim,
+                                                           ahead.keys + g, cache.head_dim,
                                                            scratch.scores + i * kAttentionTileKeys + g * kKeyGroup);
     });
   });
-  raise_largest(view, scratch, state);
-  weigh(view, scratch, state);
-  const GroupedValues<Type> values{groups.values, ahead.values, head_dim * element_bytes(Type), 0};
+  const auto scales = scales_of<Type>(cache, groups);
+  raise_largest(view, scratch, state, scales);
+  weigh(view, scratch, state, scales);
+  const GroupedValues<Type> values{groups.values, ahead.values, cache.head_dim * element_bytes(Type), 0};
   for_query_tiles(active.begin, active.end, [&](auto count, int64_t i) {
     add_values<decltype(count)::value>(view, values, queries.stride, i, scratch, state);
   });

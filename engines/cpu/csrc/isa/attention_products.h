@@ -19,6 +19,10 @@ constexpr int kQueryTile = 2;
 constexpr int kVectorTile = 1;
 #endif
 
+/// Groups of keys that few queries take at once: of E4M3 a line is four dimensions, which wait in registers.
+template <ElementType Type>
+constexpr int kGroupTile = Type == ElementType::kFloat8E4m3 && kVectorTile > 2 ? 2 : kVectorTile;
+
 /// Lines asked for are brought to L2, and from there to L1 this far ahead; at a group's end that is the next head's.
 constexpr int64_t kNearKeyBytes = 256;
 constexpr int64_t kNearValueBytes = 1024;
@@ -40,10 +44,10 @@ static inline void for_query_tiles(int64_t begin, int64_t end, const Function& f
 }
 
 /// The same for tiles of n vectors of 16 lanes.
-template <typename Function>
+template <int Largest = kVectorTile, typename Function>
 static inline void for_vector_tiles(int64_t begin, int64_t end, const Function& f) {
-  for (; begin + kVectorTile <= end; begin += kVectorTile) f(Number<kVectorTile>{}, begin);
-  if constexpr (kVectorTile > 1) {
+  for (; begin + Largest <= end; begin += Largest) f(Number<Largest>{}, begin);
+  if constexpr (Largest > 1) {
     for (; begin + 2 <= end; begin += 2) f(Number<2>{}, begin);
     for (; begin < end; ++begin) f(Number<1>{}, begin);
   }
@@ -104,24 +108,23 @@ template <int Queries, int Vectors, typename Tile>
 template <ElementType Type, int Queries, int Vectors>
 [[gnu::always_inline]] static inline void multiply(const float* a, int64_t a_stride, const GroupedValues<Type>& b,
                                                    int64_t begin, int64_t end, F16 (&acc)[Queries][Vectors]) {
-  const int64_t first_byte = b.column / 32 * 32 * element_bytes(Type);
-  const bool is_odd = b.column % 32 != 0;  // where a tile is one vector
+  constexpr int64_t kBytes = element_bytes(Type);
+  const std::int64_t first_byte = b.column / 32 * 32 * kBytes;
+  const int odd = b.column % 32 != 0 ? 1 : 0;  // where a tile is one vector
   for (int64_t k = begin; k < end;) {
     const std::uint8_t* row = b.groups[k / kKeyGroup] + k % kKeyGroup * b.row_bytes + first_byte;
     const int64_t ahead = b.ahead[k / kKeyGroup] - b.groups[k / kKeyGroup];
     for (const int64_t last = min64(end, (k / kKeyGroup + 1) * kKeyGroup); k < last; ++k, row += b.row_bytes) {
-      F16 values[Vectors];
-      for (int v = 0; v < Vectors; ++v) {
-        const std::uint8_t* pairs = row + v / 2 * 32 * element_bytes(Type);
-        if (v % 2 == 0) {
-          __builtin_prefetch(pairs + ahead, 0, 2);
-          __builtin_prefetch(pairs + kNearValueBytes, 0, 3);
-        }
-        values[v] = load_value_pairs<Type>(pairs, Vectors > 1 ? v % 2 == 1 : is_odd);
+      for (int64_t byte = 0; byte < Vectors * 16 * kBytes; byte += 64) {
+        __builtin_prefetch(row + byte + ahead, 0, 2);
+        __builtin_prefetch(row + byte + kNearValueBytes, 0, 3);
       }
+      constexpr int kLoaded = Vectors > 1 ? Vectors : 2;
+      F16 values[kLoaded];
+      load_pairs<Type>(row, values);
       for (int q = 0; q < Queries; ++q) {
         const F16 factor = splat(a[q * a_stride + k]);
-        for (int v = 0; v < Vectors; ++v) acc[q][v] = fma(factor, values[v], acc[q][v]);
+        for (int v = 0; v < Vectors; ++v) acc[q][v] = fma(factor, values[Vectors > 1 ? v : odd], acc[q][v]);
       }
     }
   }
@@ -149,27 +152,26 @@ static inline void score_tile(const float* q, const float* keys, int64_t stride,
 template <ElementType Type, int Queries, int Vectors>
 static inline void score_groups(const float* q, const std::uint8_t* const* groups, const std::uint8_t* const* ahead,
                                 int64_t head_dim, float* scores) {
+  constexpr int64_t kBytes = element_bytes(Type);
+  constexpr int kDimensions = 64 / (kKeyGroup * kBytes);  // of a line
   F16 acc[Queries][Vectors];
   for (int i = 0; i < Queries; ++i) {
     for (int v = 0; v < Vectors; ++v) acc[i][v] = splat(0.0F);
   }
-  const auto add = [&](const float* factors, const F16(&keys)[Vectors]) {
-    for (int i = 0; i < Queries; ++i) {
-      const F16 factor = splat(factors[i * head_dim]);
-      for (int v = 0; v < Vectors; ++v) acc[i][v] = fma(factor, keys[v], acc[i][v]);
-    }
-  };
-  for (int64_t d = 0; d < head_dim; d += 2) {
-    const int64_t byte = d * kKeyGroup * element_bytes(Type);
+  for (int64_t d = 0; d < head_dim; d += kDimensions) {
+    const int64_t byte = d * kKeyGroup * kBytes;
     for (int v = 0; v < Vectors; ++v) {
       __builtin_prefetch(ahead[v] + byte, 0, 2);
       __builtin_prefetch(groups[v] + byte + kNearKeyBytes, 0, 3);
     }
-    F16 keys[Vectors];
-    for (int v = 0; v < Vectors; ++v) keys[v] = load_key_dimension<Type, false>(groups[v] + byte);
-    add(q + d, keys);
-    for (int v = 0; v < Vectors; ++v) keys[v] = load_key_dimension<Type, true>(groups[v] + byte);
-    add(q + d + 1, keys);
+    F16 keys[Vectors][kDimensions];
+    for (int v = 0; v < Vectors; ++v) load_pairs<Type>(groups[v] + byte, keys[v]);
+    for (int k = 0; k < kDimensions; ++k) {
+      for (int i = 0; i < Queries; ++i) {
+        const F16 factor = splat(q[i * head_dim + d + k]);
+        for (int v = 0; v < Vectors; ++v) acc[i][v] = fma(factor, keys[v][k], acc[i][v]);
+      }
+    }
   }
   for (int i = 0; i < Queries; ++i) {
     for (int v = 0; v < Vectors; ++v) store(scores + i * kAttentionTileKeys + 16 * v, acc[i][v]);

@@ -2,6 +2,7 @@
 // The softmax of attention: online over the tiles of a partition, merged over partitions.
 
 #include "attention_queries.h"
+#include "kv_scales.h"
 
 namespace nybble::NYBBLE_ISA {
 
@@ -12,15 +13,22 @@ static inline void clear(const Queries& queries, const AttentionState& state, fl
   std::memset(state.values, 0, static_cast<std::size_t>(queries.count * queries.stride) * sizeof(float));
 }
 
-/// Largest score of each query, and what that makes of the sums so far.
-static inline void raise_largest(const TileView& view, const AttentionScratch& scratch, const AttentionState& state) {
+/// Largest score of each query, and what that makes of the sums so far. Scores take the keys' scales first.
+template <typename Scales = Unscaled>
+static inline void raise_largest(const TileView& view, const AttentionScratch& scratch, const AttentionState& state,
+                                 const Scales& scales = {}) {
   const F16 lowest = splat(-__builtin_inff());
   for (int64_t row = view.rows.begin; row < view.rows.end; ++row) {
     const Range seen = view.seen[row];
     for (int64_t i = row * view.group; i < (row + 1) * view.group; ++i) {
       F16 highest = lowest;
       for (int64_t j = seen.begin / 16 * 16; j < seen.end; j += 16) {
-        const F16 scores = load(scratch.scores + i * kAttentionTileKeys + j);
+        float* target = scratch.scores + i * kAttentionTileKeys + j;
+        F16 scores = load(target);
+        if constexpr (Scales::kAreScaled) {
+          scores = scales.scores(scores, j);
+          store(target, scores);
+        }
         highest = max(select_lanes(scores, lowest, seen.begin - j, seen.end - j), highest);
       }
       const float largest = max_lanes(highest);
@@ -34,8 +42,11 @@ static inline void raise_largest(const TileView& view, const AttentionScratch& s
   }
 }
 
-/// Scores become weights; masked lanes count as 0, the others sit in the lane of their position.
-static inline void weigh(const TileView& view, const AttentionScratch& scratch, const AttentionState& state) {
+/// Scores become weights; masked lanes count as 0, the others sit in the lane of their position. The total is of
+/// weights without the values' scales.
+template <typename Scales = Unscaled>
+static inline void weigh(const TileView& view, const AttentionScratch& scratch, const AttentionState& state,
+                         const Scales& scales = {}) {
   for (int64_t row = view.rows.begin; row < view.rows.end; ++row) {
     const Range seen = view.seen[row];
     for (int64_t i = row * view.group; i < (row + 1) * view.group; ++i) {
@@ -44,7 +55,11 @@ static inline void weigh(const TileView& view, const AttentionScratch& scratch, 
       for (int64_t j = seen.begin / 16 * 16; j < seen.end; j += 16) {
         float* scores = scratch.scores + i * kAttentionTileKeys + j;
         const F16 weights = exp2(load(scores) - largest);
-        store(scores, weights);
+        if constexpr (Scales::kAreScaled) {
+          store(scores, scales.weights(weights, j));
+        } else {
+          store(scores, weights);
+        }
         sum = sum + select_lanes(weights, splat(0.0F), seen.begin - j, seen.end - j);
       }
       store(scratch.lane_sums + 16 * i, sum);

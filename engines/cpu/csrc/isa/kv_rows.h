@@ -1,7 +1,7 @@
 #pragma once
 // Where the rows of the paged KV cache lie, and their elements as float32.
 
-#include "simd.h"
+#include "e4m3.h"
 
 namespace nybble::NYBBLE_ISA {
 
@@ -14,25 +14,29 @@ constexpr int kNanScale = 255;  // scale byte of a row that held a NaN or an inf
 
 /// Bytes of one head's rows of one block.
 static inline int64_t head_block_bytes(const KvCache& cache) {
-  const int64_t scale_bytes = cache.element_type == ElementType::kFloat8E4m3 ? 1 : 0;
-  return cache.block_size * (cache.head_dim * element_bytes(cache.element_type) + scale_bytes);
+  return cache.block_size * cache.head_dim * element_bytes(cache.element_type);
+}
+
+/// Byte offset of a block, of keys and of values: all heads' rows, then for E4M3 all heads' scales.
+static inline int64_t block_offset(const KvCache& cache, int64_t block) {
+  const int64_t scale_bytes = cache.element_type == ElementType::kFloat8E4m3 ? cache.block_size : 0;
+  return block * cache.num_kv_heads * (head_block_bytes(cache) + scale_bytes);
 }
 
 /// Byte offset of a head's rows of a block, of keys and of values.
 static inline int64_t head_block_offset(const KvCache& cache, int64_t block, int64_t kv_head) {
-  return (block * cache.num_kv_heads + kv_head) * head_block_bytes(cache);
+  return block_offset(cache, block) + kv_head * head_block_bytes(cache);
+}
+
+/// Byte offset of the scales of those rows.
+static inline int64_t head_scales_offset(const KvCache& cache, int64_t block, int64_t kv_head) {
+  return block_offset(cache, block) + cache.num_kv_heads * head_block_bytes(cache) + kv_head * cache.block_size;
 }
 
 /// Keys or values of a tile's positions. Those outside the range that was asked for point to zeros.
 struct TileRows {
   const std::uint8_t* rows[kAttentionTileKeys];
-  float scales[kAttentionTileKeys];  // E4M3: what 2^-8 times a number is multiplied by
 };
-
-static inline float e4m3_row_scale(std::uint8_t scale) {
-  if (scale == kNanScale) return __builtin_nanf("");
-  return bits_to_float(static_cast<std::uint32_t>(scale + 8) << 23);
-}
 
 /// Rows of positions [begin, end) of the tile that starts at position `start`.
 static inline void find_rows(const KvCache& cache, const void* base, const std::int32_t* block_table, int64_t kv_head,
@@ -42,21 +46,16 @@ static inline void find_rows(const KvCache& cache, const void* base, const std::
     if (j == begin) j = end;
     if (j >= kAttentionTileKeys) break;
     out.rows[j] = static_cast<const std::uint8_t*>(zeros);
-    out.scales[j] = 0.0F;
   }
   int64_t block = (start + begin) / cache.block_size;
   int64_t in_block = (start + begin) % cache.block_size;
   for (int64_t j = begin; j < end; ++block, in_block = 0) {
     const auto* source = static_cast<const std::uint8_t*>(base) + head_block_offset(cache, block_table[block], kv_head);
-    const std::uint8_t* scales = source + cache.block_size * row_bytes;
-    for (; in_block < cache.block_size && j < end; ++in_block, ++j) {
-      out.rows[j] = source + in_block * row_bytes;
-      if (cache.element_type == ElementType::kFloat8E4m3) out.scales[j] = e4m3_row_scale(scales[in_block]);
-    }
+    for (; in_block < cache.block_size && j < end; ++in_block, ++j) out.rows[j] = source + in_block * row_bytes;
   }
 }
 
-/// Elements [index, index + 16) of a row, zeros from `count` on.
+/// Elements [index, index + 16) of a row, zeros from `count` on; of E4M3 2^-8 times the numbers, without their scale.
 template <ElementType Type>
 static inline F16 load_elements(const TileRows& tile, int64_t row, int64_t index, int64_t count) {
   constexpr int64_t kBytes = element_bytes(Type);
@@ -70,7 +69,7 @@ static inline F16 load_elements(const TileRows& tile, int64_t row, int64_t index
   if constexpr (Type == ElementType::kFloat32) {
     return load(reinterpret_cast<const float*>(source));
   } else if constexpr (Type == ElementType::kFloat8E4m3) {
-    return load_small_e4m3(source) * splat(tile.scales[row]);
+    return load_small_e4m3(source);
   } else {
     return load_bfloat16(reinterpret_cast<const std::uint16_t*>(source));
   }

@@ -145,8 +145,8 @@ static inline void pack_key_groups(const std::uint8_t* const* groups, int64_t fi
     for (int64_t d = begin; d < end; d += 2) {
       const std::uint8_t* pairs = groups[g] + d / 2 * kPairBytes;
       float* target = out + d * kAttentionTileKeys + g * kKeyGroup;
-      store(target, load_key_dimension<Type, false>(pairs));
-      store(target + kAttentionTileKeys, load_key_dimension<Type, true>(pairs));
+      store(target, load_pairs<Type, false>(pairs));
+      store(target + kAttentionTileKeys, load_pairs<Type, true>(pairs));
       ahead.fetch(d / 2 * kPairBytes);
     }
   }
@@ -159,8 +159,8 @@ static inline void pack_value_pairs(const TileRows& tile, int64_t begin, int64_t
   for (int64_t j = begin; j < end; ++j) {
     for (int64_t d = 0; d < stride; d += 32) {
       const std::uint8_t* pairs = tile.rows[j] + d * element_bytes(Type);
-      store(out + j * stride + d, load_value_pairs<Type>(pairs, false));
-      store(out + j * stride + d + 16, load_value_pairs<Type>(pairs, true));
+      store(out + j * stride + d, load_pairs<Type, false>(pairs));
+      store(out + j * stride + d + 16, load_pairs<Type, true>(pairs));
       ahead.fetch(d * element_bytes(Type));
     }
   }

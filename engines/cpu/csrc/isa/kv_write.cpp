@@ -33,51 +33,73 @@ std::uint8_t e4m3_code(float value, float inverse) {
   return static_cast<std::uint8_t>((magnitude < 0x1p-6F ? subnormal : normal) | sign << 7);
 }
 
-void write_e4m3(const float* values, int64_t count, std::uint8_t* target, std::uint8_t* scale) {
+/// Scale byte of a row.
+int e4m3_scale(const float* values, int64_t count) {
   std::uint32_t largest = 0;
   for (int64_t i = 0; i < count; ++i) {
     const std::uint32_t magnitude = float_to_bits(values[i]) & 0x7fffffffU;
     largest = magnitude > largest ? magnitude : largest;
   }
-  const int wanted = e4m3_scale(largest);
-  *scale = static_cast<std::uint8_t>(wanted);
-  if (wanted == kNanScale) {
+  return e4m3_scale(largest);
+}
+
+/// The numbers of a row with that scale; those of a NaN row are zeros.
+void write_e4m3(const float* values, int64_t count, int scale, std::uint8_t* target) {
+  if (scale == kNanScale) {
     std::memset(target, 0, static_cast<std::size_t>(count));
     return;
   }
-  const float inverse = bits_to_float(static_cast<std::uint32_t>(254 - wanted) << 23);
+  const float inverse = bits_to_float(static_cast<std::uint32_t>(254 - scale) << 23);
   for (int64_t i = 0; i < count; ++i) target[i] = e4m3_code(values[i], inverse);
 }
 
-/// One slot of a group: its pairs of dimensions are kKeyGroup pairs apart.
-void write_bfloat16_pairs(const float* values, int64_t count, std::uint16_t* target) {
+/// One slot of a group, its elements written 16 at a time by `write`: pairs of dimensions are kKeyGroup pairs apart.
+template <typename Element, typename Write>
+void write_pairs(const float* values, int64_t count, Element* target, const Write& write) {
   for (int64_t i = 0; i < count; i += 16) {
-    std::uint16_t part[16];
-    store_bfloat16(part, load(values + i));
-    for (int64_t j = 0; j < 16; j += 2) std::memcpy(target + (i + j) * kKeyGroup, part + j, 2 * sizeof(part[0]));
+    Element part[16];
+    write(values + i, 16, part);
+    for (int64_t j = 0; j < 16; j += 2) std::memcpy(target + (i + j) * kKeyGroup, part + j, 2 * sizeof(Element));
   }
 }
 
-void write_row(const float* values, const KvCache& cache, void* base, int64_t slot, int64_t kv_head) {
-  const int64_t in_block = slot % cache.block_size;
-  auto* rows = static_cast<std::uint8_t*>(base) + head_block_offset(cache, slot / cache.block_size, kv_head);
-  void* row = rows + in_block * cache.head_dim * element_bytes(cache.element_type);
+/// Where the keys or values of a head lie that `slot` belongs to.
+struct Slot {
+  int64_t in_block;
+  std::uint8_t* rows;
+  std::uint8_t* scale;
+
+  Slot(const KvCache& cache, void* base, int64_t slot, int64_t kv_head) : in_block(slot % cache.block_size) {
+    const int64_t block = slot / cache.block_size;
+    rows = static_cast<std::uint8_t*>(base) + head_block_offset(cache, block, kv_head);
+    scale = static_cast<std::uint8_t*>(base) + head_scales_offset(cache, block, kv_head) + in_block;
+  }
+};
+
+void write_row(const float* values, const KvCache& cache, const Slot& slot) {
+  std::uint8_t* row = slot.rows + slot.in_block * cache.head_dim * element_bytes(cache.element_type);
   if (cache.element_type == ElementType::kFloat32) {
     std::memcpy(row, values, static_cast<std::size_t>(cache.head_dim) * sizeof(float));
   } else if (cache.element_type == ElementType::kFloat8E4m3) {
-    write_e4m3(values, cache.head_dim, static_cast<std::uint8_t*>(row),
-               rows + cache.block_size * cache.head_dim + in_block);
+    const int scale = e4m3_scale(values, cache.head_dim);
+    *slot.scale = static_cast<std::uint8_t>(scale);
+    write_e4m3(values, cache.head_dim, scale, row);
   } else {
-    write_bfloat16(values, cache.head_dim, static_cast<std::uint16_t*>(row));
+    write_bfloat16(values, cache.head_dim, reinterpret_cast<std::uint16_t*>(row));
   }
 }
 
-void write_key(const float* values, const KvCache& cache, int64_t slot, int64_t kv_head) {
-  if (!keys_in_groups(cache)) return write_row(values, cache, cache.k, slot, kv_head);
-  const int64_t in_block = slot % cache.block_size;
-  auto* head = static_cast<std::uint8_t*>(cache.k) + head_block_offset(cache, slot / cache.block_size, kv_head);
-  auto* group = reinterpret_cast<std::uint16_t*>(head) + in_block / kKeyGroup * kKeyGroup * cache.head_dim;
-  write_bfloat16_pairs(values, cache.head_dim, group + 2 * (in_block % kKeyGroup));
+void write_key(const float* values, const KvCache& cache, const Slot& slot) {
+  if (!keys_in_groups(cache)) return write_row(values, cache, slot);
+  const int64_t element = slot.in_block / kKeyGroup * kKeyGroup * cache.head_dim + 2 * (slot.in_block % kKeyGroup);
+  if (cache.element_type == ElementType::kFloat8E4m3) {
+    const int scale = e4m3_scale(values, cache.head_dim);
+    *slot.scale = static_cast<std::uint8_t>(scale);
+    write_pairs(values, cache.head_dim, slot.rows + element,
+                [&](const float* part, int64_t count, std::uint8_t* out) { write_e4m3(part, count, scale, out); });
+    return;
+  }
+  write_pairs(values, cache.head_dim, reinterpret_cast<std::uint16_t*>(slot.rows) + element, write_bfloat16);
 }
 
 }  // namespace
@@ -88,8 +110,8 @@ void kv_write(const KvWriteArgs& args, int64_t num_rows, int64_t head_begin, int
   for (int64_t head = head_begin; head < head_end; ++head) {
     for (int64_t row = 0; row < num_rows; ++row) {
       const int64_t source = (row * cache.num_kv_heads + head) * cache.head_dim;
-      write_key(args.k + source, cache, args.slots[row], head);
-      write_row(args.v + source, cache, cache.v, args.slots[row], head);
+      write_key(args.k + source, cache, Slot(cache, cache.k, args.slots[row], head));
+      write_row(args.v + source, cache, Slot(cache, cache.v, args.slots[row], head));
     }
   }
 }

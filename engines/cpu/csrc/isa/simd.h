@@ -52,11 +52,6 @@ static inline float bfloat16_to_float(std::uint16_t bits) {
   return bits_to_float(static_cast<std::uint32_t>(bits) << 16);
 }
 
-/// Bits of a float16 that is 2^-8 times the E4M3 number `code`; NaN codes are read as 480.
-static inline std::uint16_t e4m3_to_small_float16(std::uint8_t code) {
-  return static_cast<std::uint16_t>((code & 0x80U) << 8 | (code & 0x7fU) << 7);
-}
-
 static inline float float16_to_float(std::uint16_t half) {
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000U) << 16;
   const std::uint32_t magnitude = half & 0x7fffU;
@@ -85,6 +80,10 @@ static inline F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c
 /// Both return `b` when either is NaN.
 static inline F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 static inline F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+/// `a` with 0 in place of lanes below those of `least`; NaN stays.
+static inline F16 zero_below(F16 a, F16 least) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, least.v, _CMP_NLT_UQ), a.v)};
+}
 /// 2^n for lanes n that hold whole numbers in [-126, 127].
 static inline F16 exp2_whole(F16 n) {
   const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
@@ -104,12 +103,6 @@ static inline F16 load_odd_bfloat16(const void* pairs) {
 }
 static inline F16 load_float16(const std::uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-}
-/// 2^-8 times E4M3 numbers; NaN codes are read as 480.
-static inline F16 load_small_e4m3(const std::uint8_t* p) {
-  const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  const __m256i kept = _mm256_set1_epi16(static_cast<short>(0xbfff));  // of the copies of the sign, the first
-  return {_mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(wide, 7), kept))};
 }
 /// Lanes rounded to bfloat16 (nearest even); NaN lanes stay NaN because the callers' NaNs have a quiet bit.
 static inline F16 round_bfloat16(F16 a) {
@@ -153,6 +146,10 @@ static inline F16 fma(F16 a, F16 b, F16 c) {
 }
 static inline F16 max(F16 a, F16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
 static inline F16 min(F16 a, F16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+static inline F16 zero_below(F16 a, F16 least) {
+  return {_mm256_and_ps(a.lo, _mm256_cmp_ps(a.lo, least.lo, _CMP_NLT_UQ)),
+          _mm256_and_ps(a.hi, _mm256_cmp_ps(a.hi, least.hi, _CMP_NLT_UQ))};
+}
 static inline __m256 exp2_whole(__m256 n) {
   const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
@@ -242,6 +239,9 @@ static inline F16 max(const F16& a, const F16& b) {
 static inline F16 min(const F16& a, const F16& b) {
   return lanewise([&](int i) { return select(a.v[i] < b.v[i], a.v[i], b.v[i]); });
 }
+static inline F16 zero_below(const F16& a, const F16& least) {
+  return lanewise([&](int i) { return (F4)((I4)a.v[i] & ~(I4)(a.v[i] < least.v[i])); });
+}
 static inline F16 exp2_whole(const F16& n) {
   return lanewise([&](int i) { return (F4)((__builtin_convertvector(n.v[i], I4) + 127) << 23); });
 }
@@ -275,13 +275,6 @@ static inline F16 round_bfloat16(const F16& a) {
 #endif
 
 #if !defined(NYBBLE_ISA_AVX512)
-/// 2^-8 times E4M3 numbers; NaN codes are read as 480.
-static inline F16 load_small_e4m3(const std::uint8_t* p) {
-  std::uint16_t halves[16];
-  for (int i = 0; i < 16; ++i) halves[i] = e4m3_to_small_float16(p[i]);
-  return load_float16(halves);
-}
-
 /// Rounds to nearest even; NaN stays NaN.
 static inline void store_bfloat16(std::uint16_t* p, const F16& a) {
   alignas(64) float lane[16];
