@@ -129,6 +129,16 @@ def test_min_p_keeps_a_token_at_the_very_distance() -> None:
     assert [draw.token(logits, uniform) for uniform in (0.0, 0.1, 0.3, BELOW_ONE)] == [1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("filters", [{"top_k": 2}, {"min_p": 0.2}, {"top_k": 2, "min_p": 0.01}])
+@pytest.mark.parametrize("size", [3, 19, 300])
+def test_filters_leave_out_what_is_no_number(size: int, filters: dict[str, float]) -> None:
+    logits = np.full(size, -3.0, np.float32)
+    logits[[0, 2]] = 0.0, 1.0
+    logits[1:2] = logits[3::5] = np.nan
+    draw = Draw.of(SamplingParams(temperature=1.0, **filters), size)
+    assert [draw.token(logits, uniform) for uniform in (0.0, 0.26, 0.28, BELOW_ONE)] == [0, 0, 2, 2]
+
+
 @pytest.mark.parametrize("size", [4, 256, 1024, 5000])
 def test_top_p_stops_at_a_sum_that_is_met_exactly(size: int) -> None:
     logits = np.zeros(size, np.float32)
