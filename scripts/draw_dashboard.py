@@ -17,7 +17,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from scripts.grafana_dashboard import Panel, panels
+from scripts.grafana_dashboard import panels
+from scripts.grafana_panels import Panel
 from tests.support.monitored_service import Prometheus, monitored_service
 
 _COLUMNS = 4

@@ -100,10 +100,10 @@ def _server(name: str, checkpoint: Path, load: Load) -> Iterator[tuple[int, int]
 
 def _serve(name: str, checkpoint: Path, load: Load) -> None:
     from service.app import create_app
-    from service.cli import make_engine
     from service.server import DrainingServer
     from service.settings import ServiceSettings
     from service.sockets import bind
+    from service.start import make_engine
 
     settings = ServiceSettings(
         checkpoint=checkpoint, engine="echo", served_model_names=("tiny",), max_num_seqs=load.num_streams

@@ -15,6 +15,7 @@ from engines.cpu.core import EngineCore
 from engines.cpu.kv_cache import KvCache, KvCacheShape
 from engines.cpu.linear import Linear, LinearOptions, build_linear
 from engines.cpu.model_runner import ModelRunner
+from engines.cpu.models.decoder import Decoder
 from engines.cpu.models.loader import load_decoder
 from engines.cpu.prefill_pacer import PrefillPacer
 from engines.cpu.speculation.speculator import Speculator
@@ -51,30 +52,11 @@ def load_core(options: EngineOptions, tracker: LoadTracker | None = None) -> Eng
     max_model_len = _max_model_len(options, config)
     if options.num_threads:
         kernels.set_num_threads(options.num_threads)
-    reference = options.numerics == "reference"
-    linear_options = LinearOptions(options.activations == "checkpoint", reference)
-    tracker.begin("repacking weights", total_bytes=_linear_bytes(checkpoint))
-
-    def build(modules: Sequence[Module], linear: LinearOptions) -> Linear:
-        built = build_linear(modules, linear)
-        tracker.advance(sum(map(_stored_bytes, modules)))
-        return built
-
-    model = load_decoder(checkpoint, linear_options, max_model_len, build)
+    model = _load_model(options, checkpoint, max_model_len, tracker)
     tracker.begin("allocating the KV cache")
     shape = _cache_shape(options, config)
     num_blocks = _num_blocks(options, shape, max_model_len)
     cache = KvCache(shape, num_blocks)
-    scheduler = Scheduler(
-        SchedulerConfig(
-            num_blocks=num_blocks,
-            block_size=options.block_size,
-            max_num_seqs=options.max_num_seqs,
-            max_num_batched_tokens=options.max_num_batched_tokens,
-            prefix_caching=options.prefix_caching,
-            max_model_len=max_model_len,
-        )
-    )
     info = _engine_info(options, checkpoint, model.vocab_size, max_model_len, num_blocks)
     _logger.info(
         "loaded %s (%s) in %.1f s: %s activations, %s numerics, %s kernels on %d threads, "
@@ -93,12 +75,40 @@ def load_core(options: EngineOptions, tracker: LoadTracker | None = None) -> Eng
     speculator = Speculator() if options.speculation == "auto" else None
     pacer = PrefillPacer(options.max_step_stretch) if options.max_step_stretch else None
     return EngineCore(
-        scheduler,
+        _scheduler(options, num_blocks, max_model_len),
         runner,
         info,
         speculator=speculator,
         pacer=pacer,
         check_integrity=options.check_integrity,
+    )
+
+
+def _load_model(
+    options: EngineOptions, checkpoint: Checkpoint, max_model_len: int, tracker: LoadTracker
+) -> Decoder:
+    """The model with repacked weights; `tracker` counts the bytes of those that are done."""
+    tracker.begin("repacking weights", total_bytes=_linear_bytes(checkpoint))
+
+    def build(modules: Sequence[Module], linear: LinearOptions) -> Linear:
+        built = build_linear(modules, linear)
+        tracker.advance(sum(map(_stored_bytes, modules)))
+        return built
+
+    linear_options = LinearOptions(options.activations == "checkpoint", options.numerics == "reference")
+    return load_decoder(checkpoint, linear_options, max_model_len, build)
+
+
+def _scheduler(options: EngineOptions, num_blocks: int, max_model_len: int) -> Scheduler:
+    return Scheduler(
+        SchedulerConfig(
+            num_blocks=num_blocks,
+            block_size=options.block_size,
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=options.max_num_batched_tokens,
+            prefix_caching=options.prefix_caching,
+            max_model_len=max_model_len,
+        )
     )
 
 

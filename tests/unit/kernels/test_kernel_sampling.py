@@ -32,6 +32,9 @@ def test_the_peak_is_the_first_largest_and_knows_what_is_not_finite(
             broken = logits.copy()
             broken[place] = value
             assert logits_peak(broken).all_finite is False
+    close = np.full(size, np.nextafter(np.float32(3), np.float32(0)))
+    close[size // 2] = 3.0
+    assert logits_peak(close) == (size // 2, 3.0, True)
     masked = np.full(size, -np.inf, np.float32)
     masked[size - 1] = -3.0
     assert logits_peak(masked).token_id == size - 1
