@@ -26,9 +26,9 @@ from engines.errors import InvalidRequest, PromptTooLong
 from engines.request import GenerationRequest
 from engines.scheduler.batch import Batch, ScheduledSequence, StepPlan
 from engines.scheduler.block_pool import BlockPool
+from engines.scheduler.block_tables import BlockTables
 from engines.scheduler.config import SchedulerConfig, SchedulerStats
 from engines.scheduler.integrity import check_blocks, check_sequences
-from engines.scheduler.prefix_cache import extend_block_keys
 from engines.scheduler.sequence import Sequence, SequenceStatus
 
 Drafter = Callable[[Sequence, int], SequenceOf[int]]
@@ -50,6 +50,7 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.pool = BlockPool(config.num_blocks, config.block_size, prefix_caching=config.prefix_caching)
+        self._tables = BlockTables(self.pool, config)
         self._sequences: dict[str, Sequence] = {}
         self._waiting: list[Sequence] = []  # in rank order
         self._running: list[Sequence] = []  # in rank order
@@ -106,8 +107,7 @@ class Scheduler:
             return
         if sequence.status is SequenceStatus.RUNNING:
             self._running.remove(sequence)
-            self.pool.release(sequence.block_table)
-            sequence.block_table = []
+            self._tables.release(sequence)
         else:
             self._waiting.remove(sequence)
         del self._sequences[sequence.request_id]
@@ -187,10 +187,8 @@ class Scheduler:
             sequence.num_computed_tokens += len(confirmed)
             sequence.token_ids.extend(token_ids)
         if chunk.draft_token_ids:
-            num_kept = self.pool.num_blocks_for(sequence.num_tokens)
-            self.pool.release(sequence.block_table[num_kept:])
-            del sequence.block_table[num_kept:]
-        self._register_full_blocks(sequence)
+            self._tables.trim(sequence)
+        self._tables.register_full(sequence)
 
     def _schedule_drafts(self, sequence: Sequence, plan: StepPlan, drafter: Drafter) -> None:
         """Let the step judge guesses, as far as budget, context, request and free blocks allow."""
@@ -205,9 +203,7 @@ class Scheduler:
         drafts = drafter(sequence, limit)[:limit] if limit > 0 else ()
         if not drafts:
             return
-        end = sequence.num_tokens + len(drafts)
-        while len(sequence.block_table) < self.pool.num_blocks_for(end):
-            sequence.block_table.append(self.pool.allocate())
+        self._tables.grow(sequence, sequence.num_tokens + len(drafts))
         plan.add_drafts(sequence, drafts)
 
     def _schedule_prefills(self, plan: StepPlan) -> None:
@@ -227,7 +223,7 @@ class Scheduler:
         if prefills and not (self._waiting and self._waiting[0].rank < prefills[0].rank):
             return prefills[0].num_computed_tokens
         if self._waiting:
-            return len(self._reusable_blocks(self._waiting[0])) * self.pool.block_size
+            return len(self._tables.reusable(self._waiting[0])) * self.pool.block_size
         return None
 
     def _admit_ahead_of(self, limit: Sequence | None, plan: StepPlan) -> None:
@@ -247,13 +243,12 @@ class Scheduler:
         """
         pool, block_table = self.pool, sequence.block_table
         end = sequence.num_computed_tokens + min(plan.budget_left, sequence.num_uncomputed_tokens)
-        while (num_missing := pool.num_blocks_for(end) - len(block_table)) > pool.num_free:
+        while pool.num_blocks_for(end) - len(block_table) > pool.num_free:
             if self._running[-1] is sequence:
                 end = (len(block_table) + pool.num_free) * pool.block_size
                 break
             self._preempt(self._running[-1], plan)
-        for _ in range(min(num_missing, pool.num_free)):
-            block_table.append(pool.allocate())
+        self._tables.grow(sequence, end)
         if end > sequence.num_computed_tokens:
             plan.add(sequence, end - sequence.num_computed_tokens)
 
@@ -268,11 +263,7 @@ class Scheduler:
         self._waiting.remove(sequence)
         insort(self._running, sequence, key=_rank)
         sequence.status = SequenceStatus.RUNNING
-        reused = self._reusable_blocks(sequence)
-        self.pool.share(reused)
-        sequence.block_table = reused
-        sequence.num_registered_blocks = len(reused)
-        sequence.num_computed_tokens = len(reused) * self.pool.block_size
+        self._tables.begin(sequence)
         if not sequence.was_admitted:
             sequence.was_admitted = True
             sequence.num_cached_tokens = sequence.num_computed_tokens
@@ -287,32 +278,10 @@ class Scheduler:
         """
         if len(self._running) >= self.config.max_num_seqs:
             return False
-        num_shared_live = sum(self.pool.ref_count(block) > 0 for block in self._reusable_blocks(sequence))
-        num_needed = sum(self._num_blocks_lacking(running) for running in self._running)
-        num_needed += self._num_blocks_lacking(sequence) - num_shared_live
+        num_shared_live = sum(self.pool.ref_count(block) > 0 for block in self._tables.reusable(sequence))
+        num_needed = sum(self._tables.num_lacking(running) for running in self._running)
+        num_needed += self._tables.num_lacking(sequence) - num_shared_live
         return num_needed <= self.pool.num_free
-
-    def _num_blocks_lacking(self, sequence: Sequence) -> int:
-        """Blocks missing from the table for the known tokens and one more."""
-        num_tokens = min(sequence.num_tokens + 1, self.config.max_sequence_len)
-        return max(0, self.pool.num_blocks_for(num_tokens) - len(sequence.block_table))
-
-    def _reusable_blocks(self, sequence: Sequence) -> list[int]:
-        """Cached blocks of the sequence's prefix; at least the newest token is always left to compute."""
-        if not self.config.prefix_caching or sequence.wants_prompt_logits:
-            return []
-        num_blocks = (sequence.num_tokens - 1) // self.pool.block_size
-        extend_block_keys(sequence.block_keys, sequence.token_ids, self.pool.block_size, num_blocks)
-        return self.pool.match(sequence.block_keys[:num_blocks])
-
-    def _register_full_blocks(self, sequence: Sequence) -> None:
-        if not self.config.prefix_caching:
-            return
-        num_full = sequence.num_computed_tokens // self.pool.block_size
-        extend_block_keys(sequence.block_keys, sequence.token_ids, self.pool.block_size, num_full)
-        for index in range(sequence.num_registered_blocks, num_full):
-            self.pool.register(sequence.block_table[index], sequence.block_keys[index])
-        sequence.num_registered_blocks = num_full
 
     def _free_slot_for_priority(self, plan: StepPlan) -> None:
         """When all slots are taken, a waiting sequence of better priority gets the last one in rank.
@@ -328,8 +297,7 @@ class Scheduler:
         """Free the running sequence's slot and blocks; it waits to be computed again."""
         plan.withdraw(sequence)
         self._running.remove(sequence)
-        self.pool.release(sequence.block_table)
-        sequence.block_table = []
+        self._tables.release(sequence)
         sequence.num_computed_tokens = 0
         sequence.num_preemptions += 1
         sequence.status = SequenceStatus.WAITING

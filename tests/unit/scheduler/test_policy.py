@@ -194,6 +194,16 @@ def test_admission_waits_for_blocks_that_running_sequences_still_need(make_sched
     assert (scheduler.stats.num_running, scheduler.stats.num_waiting) == (1, 2)
 
 
+def test_admission_leaves_the_block_that_the_next_token_needs(make_scheduler, make_request) -> None:
+    """A prompt of one block fits beside another, but either's next token would preempt it at once."""
+    scheduler = make_scheduler(num_blocks=3, max_num_batched_tokens=8)
+    first, second = scheduler.add(make_request(4)), scheduler.add(make_request(4))
+    assert step(scheduler) == [("r0", 0, 4, True)]
+    assert second.status is SequenceStatus.WAITING
+    scheduler.finish(first)
+    assert step(scheduler) == [("r1", 0, 4, True)]
+
+
 def test_a_sequence_alone_can_grow_to_the_whole_pool_and_is_full_then(make_scheduler, make_request) -> None:
     scheduler = make_scheduler(num_blocks=3, block_size=4, max_model_len=1000)
     sequence = scheduler.add(make_request(11, max_tokens=500))
