@@ -14,9 +14,4 @@ const std::string& amx_status();
 /// The kernels to use where AMX is usable, in part or altogether; else null.
 const KernelTable* usable_amx_kernels();
 
-/// Whether products on tiles have the bits of those in vectors, W4A4 and W4A16, on shapes with remainders: MXFP4
-/// (int8 tiles) against AVX-512's, NVFP4 (bfloat16 tiles) against the same table's for single rows.
-bool int8_tiles_agree(const KernelTable& table);
-bool bfloat16_tiles_agree(const KernelTable& table);
-
 }  // namespace nybble

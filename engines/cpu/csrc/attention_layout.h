@@ -30,6 +30,11 @@ static inline bool few_queries(const KvCache& cache, std::int64_t num_queries) {
   return keys_in_groups(cache) && num_queries <= kFewQueries;
 }
 
+/// Whether attention's products may run on bfloat16 tiles: elements that bfloat16 holds, whole steps of 32 dimensions.
+static inline bool fits_tiles(const KvCache& cache) {
+  return cache.element_type != ElementType::kFloat32 && cache.head_dim % 32 == 0;
+}
+
 /// Softmax of `num_queries` queries over some positions, in one allocation of float32.
 struct AttentionState {
   float* largest;  // [queries] score; -inf where no position was seen
@@ -73,6 +78,9 @@ struct AttentionScratch {
   }
 };
 
+/// bfloat16 numbers whose sum is any float32 number, for products on bfloat16 tiles.
+constexpr std::int64_t kFloatParts = 3;
+
 /// Scratch of one thread for the heads of one item: `scores` and `factors` serve one head after the other, the rest is
 /// each head's own.
 struct HeadsScratch {
@@ -89,21 +97,38 @@ struct HeadsScratch {
     float* factors = memory + padded * kAttentionTileKeys;
     return {memory, factors, factors + padded, floats_per_head(num_queries, stride)};
   }
-  /// Without `tile` and `zeros`.
+  /// Without `tile` and `zeros`. `q` has room for parts.
   AttentionScratch of(std::int64_t head, std::int64_t num_queries, std::int64_t stride) const {
     const std::int64_t padded = round_up_to_lanes(num_queries);
     AttentionScratch scratch{};
     scratch.scores = scores;
     scratch.factors = factors;
     scratch.q = heads + head * head_floats;
-    scratch.lane_sums = scratch.q + padded * stride;
+    scratch.lane_sums = scratch.q + padded * query_floats(stride);
     scratch.partition = AttentionState::at(scratch.lane_sums + padded * 16, num_queries);
     return scratch;
   }
 
  private:
+  static std::int64_t query_floats(std::int64_t stride) { return stride * kFloatParts / 2; }
   static std::int64_t floats_per_head(std::int64_t num_queries, std::int64_t stride) {
-    return round_up_to_lanes(num_queries) * (stride + 16) + AttentionState::floats(num_queries, stride);
+    return round_up_to_lanes(num_queries) * (query_floats(stride) + 16) + AttentionState::floats(num_queries, stride);
+  }
+};
+
+/// What bfloat16 tiles read of one head of an item after the other, before HeadsScratch.
+struct TileOperands {
+  std::uint16_t* weights;  // [kFloatParts][queries, up][kAttentionTileKeys]
+  std::uint16_t* values;   // pairs of positions, [kAttentionTileKeys / 2][head_dim][2]
+  std::uint16_t* keys;  // groups, [kAttentionTileKeys / kKeyGroup][head_dim / 2][kKeyGroup][2], unless the cache's do
+
+  static std::int64_t floats(std::int64_t num_queries, std::int64_t head_dim) {
+    return (round_up_to_lanes(num_queries) * kFloatParts / 2 + head_dim) * kAttentionTileKeys;
+  }
+  static TileOperands at(float* memory, std::int64_t num_queries, std::int64_t head_dim) {
+    auto* weights = reinterpret_cast<std::uint16_t*>(memory);
+    std::uint16_t* values = weights + kFloatParts * round_up_to_lanes(num_queries) * kAttentionTileKeys;
+    return {weights, values, values + kAttentionTileKeys * head_dim};
   }
 };
 

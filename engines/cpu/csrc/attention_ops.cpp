@@ -112,9 +112,7 @@ class AttentionRun {
     for (const AttentionUnit& unit : units_) {
       cost_ += static_cast<double>(unit_cost(args, unit) * args.num_heads * args.cache.head_dim);
       const std::int64_t queries = unit.num_rows * group_;
-      const bool few = few_queries(args.cache, queries);
-      scratch_floats_ = std::max(scratch_floats_, few ? HeadsScratch::floats(num_kv_heads(), queries, stride)
-                                                      : AttentionScratch::floats(queries, stride));
+      scratch_floats_ = std::max(scratch_floats_, scratch_floats(queries, stride));
       state_floats_ = std::max(state_floats_, AttentionState::floats(queries, stride));
     }
     cut();
@@ -154,6 +152,16 @@ class AttentionRun {
     std::int64_t first_state;
     std::int64_t first_part, num_parts;
   };
+
+  /// Of one thread for an item of so many queries.
+  std::int64_t scratch_floats(std::int64_t num_queries, std::int64_t stride) const {
+    const std::int64_t heads = few_queries(args_.cache, num_queries) ? num_kv_heads() : 1;
+    if (kernels().attention_tiles && fits_tiles(args_.cache)) {
+      return TileOperands::floats(num_queries, stride) + HeadsScratch::floats(heads, num_queries, stride);
+    }
+    if (few_queries(args_.cache, num_queries)) return HeadsScratch::floats(heads, num_queries, stride);
+    return AttentionScratch::floats(num_queries, stride);
+  }
 
   std::int64_t num_kv_heads() const { return args_.cache.num_kv_heads; }
 

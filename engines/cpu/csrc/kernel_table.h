@@ -245,9 +245,10 @@ struct KernelTable {
   void (*to_float32)(const void* values, ElementType type, std::int64_t count, float* out);
   void (*kv_write)(const KvWriteArgs&, std::int64_t num_rows, std::int64_t head_begin, std::int64_t head_end);
   /// One item into its heads' states, `state_floats` apart. `next` is what memory is asked for meanwhile, or null.
-  /// `workspace` and `states`: AttentionScratch and AttentionState of attention_layout.h, 64-byte aligned.
+  /// `workspace` and `states`: see attention_layout.h, 64-byte aligned.
   void (*attention)(const AttentionArgs&, const AttentionItem&, const AttentionItem* next, float* workspace,
                     float* states, std::int64_t state_floats);
+  bool attention_tiles;  // `attention` runs on tiles where fits_tiles() (attention_layout.h)
   /// Merges states of ascending partitions, `state_floats` apart, into the first and writes the unit's rows of `out`.
   void (*attention_finish)(const AttentionArgs&, const AttentionUnit&, std::int64_t kv_head, float* states,
                            std::int64_t state_floats, std::int64_t num_states);

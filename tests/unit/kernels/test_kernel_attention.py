@@ -142,10 +142,11 @@ def test_the_block_size_does_not_change_a_bit(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8"])
 @pytest.mark.parametrize("num_rows", [70, 2])
+@pytest.mark.parametrize("block_size", [16, 24])
 def test_a_row_does_not_see_what_later_rows_of_its_chunk_hold(
-    isa: str, rng: np.random.Generator, num_rows: int, dtype: str
+    isa: str, rng: np.random.Generator, block_size: int, num_rows: int, dtype: str
 ) -> None:
-    cached = fill_cache(rng, 70, 2, 32, 16, dtype)
+    cached = fill_cache(rng, 70, 2, 32, block_size, dtype)
     q = rng.standard_normal((70, 4, 32)).astype(np.float32)
     first = (
         0 if num_rows == 70 else 29
@@ -154,7 +155,7 @@ def test_a_row_does_not_see_what_later_rows_of_its_chunk_hold(
     want = attend(cached, q, first)
     poison = np.full((40, 2, 32), np.nan, np.float32)
     positions = np.arange(30, 70)
-    slots = cached.block_table[positions // 16].astype(np.int64) * 16 + positions % 16
+    slots = cached.block_table[positions // block_size].astype(np.int64) * block_size + positions % block_size
     kernels.kv_write(poison, poison, slots, cached.keys, cached.values)
     got = attend(cached, q, first)
     np.testing.assert_array_equal(bits(got[: 30 - first]), bits(want[: 30 - first]))

@@ -19,15 +19,18 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
-inline TileConfig full_tiles() {
+/// `num_rows` rows of sums and of the left-hand side (tmm0 to 5), 16 of the right-hand side.
+inline TileConfig tiles_of_rows(int num_rows) {
   TileConfig config = {};
   config.palette = 1;
   for (int tile = 0; tile < 8; ++tile) {
     config.row_bytes[tile] = 64;
-    config.rows[tile] = 16;
+    config.rows[tile] = static_cast<std::uint8_t>(tile < 6 ? num_rows : 16);
   }
   return config;
 }
+
+inline TileConfig full_tiles() { return tiles_of_rows(16); }
 
 template <class Backend>
 struct IntegerTiles {

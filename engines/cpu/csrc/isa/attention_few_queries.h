@@ -8,11 +8,6 @@
 
 namespace nybble::NYBBLE_ISA {
 
-static inline TileGroups find_groups(const Queries& queries, int64_t start) {
-  return find_groups(queries.args.cache, queries.unit.block_table, queries.kv_head, start,
-                     max64(0, queries.oldest() - start), min64(kAttentionTileKeys, queries.last() - start + 1));
-}
-
 /// One tile of one head.
 template <ElementType Type>
 static inline void add_groups(const Queries& queries, const TileView& view, const TileGroups& groups,

@@ -5,6 +5,7 @@
 // next item's, first: memory then sees a stream per block that goes through all heads.
 
 #include "attention_softmax.h"
+#include "kv_groups.h"
 
 namespace nybble::NYBBLE_ISA {
 
@@ -17,6 +18,17 @@ struct ItemTiles {
         end(min64(queries.last() + 1, item.last_partition * kAttentionPartitionKeys)),
         start(first / kAttentionTileKeys * kAttentionTileKeys) {}
 };
+
+/// Positions of the tile at `start` that any query of a unit sees.
+static inline Range positions_of(const Queries& queries, int64_t start) {
+  return {max64(0, queries.oldest() - start), min64(kAttentionTileKeys, queries.last() - start + 1)};
+}
+
+static inline TileGroups find_groups(const Queries& queries, int64_t start) {
+  const Range positions = positions_of(queries, start);
+  return find_groups(queries.args.cache, queries.unit.block_table, queries.kv_head, start, positions.begin,
+                     positions.end);
+}
 
 /// The state a tile adds to: the first partition's is the item's, later ones are merged into it.
 static inline AttentionState state_of(const AttentionScratch& scratch, float* states, int64_t num_queries,

@@ -28,9 +28,11 @@ struct Queries {
   }
 };
 
+constexpr float kLog2E = 1.44269504F;  // scores are exponents of two
+
 /// Query vectors times scale and log2(e), rows of `stride`.
 static inline void load_queries(const Queries& queries, float* q) {
-  const F16 scale = splat(queries.args.scale * 1.44269504F);  // scores are exponents of two
+  const F16 scale = splat(queries.args.scale * kLog2E);
   const int64_t head_dim = queries.args.cache.head_dim;
   for (int64_t row = 0; row < queries.unit.num_rows; ++row) {
     const float* source = queries.args.q + queries.offset(row);

@@ -38,6 +38,10 @@ void to_float32(const void* values, ElementType type, int64_t count, float* out)
 void kv_write(const KvWriteArgs& args, int64_t num_rows, int64_t head_begin, int64_t head_end);
 void attention(const AttentionArgs& args, const AttentionItem& item, const AttentionItem* next, float* workspace,
                float* states, int64_t state_floats);
+void attention_amx(const AttentionArgs& args, const AttentionItem& item, const AttentionItem* next, float* workspace,
+                   float* states, int64_t state_floats);
+void attention_amx_emulated(const AttentionArgs& args, const AttentionItem& item, const AttentionItem* next,
+                            float* workspace, float* states, int64_t state_floats);
 void attention_finish(const AttentionArgs& args, const AttentionUnit& unit, int64_t kv_head, float* states,
                       int64_t state_floats, int64_t num_states);
 double limit_operations(LimitKind kind, int64_t iterations);

@@ -46,6 +46,7 @@ constexpr KernelTable kTable = {
     .to_float32 = isa::to_float32,
     .kv_write = isa::kv_write,
     .attention = isa::attention,
+    .attention_tiles = false,
     .attention_finish = isa::attention_finish,
     .limit_operations = isa::limit_operations,
     .read_memory = isa::read_memory,
@@ -61,6 +62,7 @@ namespace {
 
 using LinearInteger = decltype(KernelTable::fp4_linear_integer);
 using LinearBfloat16 = decltype(KernelTable::fp4_linear_bfloat16);
+using Attention = decltype(KernelTable::attention);
 using LimitOperations = decltype(KernelTable::limit_operations);
 
 constexpr KernelTable with_tiles(const char* name, LimitOperations limits, LinearInteger tiles) {
@@ -71,13 +73,15 @@ constexpr KernelTable with_tiles(const char* name, LimitOperations limits, Linea
   return table;
 }
 
-constexpr KernelTable with_tiles(const char* name, LimitOperations limits, LinearInteger tiles,
-                                 LinearBfloat16 bfloat16) {
+constexpr KernelTable with_tiles(const char* name, LimitOperations limits, LinearInteger tiles, LinearBfloat16 bfloat16,
+                                 Attention attention) {
   KernelTable table = with_tiles(name, limits, tiles);
   table.prepare_w4a16 = isa::prepare_w4a16_rounded;  // one row or many: activations the tiles can hold
   table.tile_rows_w4a4 = isa::tile_rows_w4a4;
   table.tile_rows_w4a16 = isa::tile_rows_w4a16;
   table.fp4_linear_bfloat16 = bfloat16;
+  table.attention = attention;
+  table.attention_tiles = true;
   return table;
 }
 
@@ -91,11 +95,11 @@ constexpr KernelTable without_vbmi() {
 constexpr KernelTable kVnniTable = without_vbmi();
 constexpr KernelTable kInt8Table = with_tiles("amx", isa::limit_operations_amx_int8, isa::fp4_linear_amx);
 constexpr KernelTable kBfloat16Table =
-    with_tiles("amx", isa::limit_operations_amx_bfloat16, nullptr, isa::fp4_linear_bfloat16_amx);
+    with_tiles("amx", isa::limit_operations_amx_bfloat16, nullptr, isa::fp4_linear_bfloat16_amx, isa::attention_amx);
 constexpr KernelTable kAmxTable =
-    with_tiles("amx", isa::limit_operations_amx, isa::fp4_linear_amx, isa::fp4_linear_bfloat16_amx);
+    with_tiles("amx", isa::limit_operations_amx, isa::fp4_linear_amx, isa::fp4_linear_bfloat16_amx, isa::attention_amx);
 constexpr KernelTable kEmulatedTable = with_tiles("amx-emulated", isa::limit_operations, isa::fp4_linear_amx_emulated,
-                                                  isa::fp4_linear_bfloat16_amx_emulated);
+                                                  isa::fp4_linear_bfloat16_amx_emulated, isa::attention_amx_emulated);
 
 }  // namespace
 

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "amx_checks.h"
 #include "amx_support.h"
 #include "decoder_pass_tests.h"
 #include "isa.h"
@@ -453,6 +454,8 @@ int main() {
     isas.emplace_back("amx-emulated");
     check(nybble::int8_tiles_agree(*nybble::amx_emulated_kernels()), "self-check of int8 tiles");
     check(nybble::bfloat16_tiles_agree(*nybble::amx_emulated_kernels()), "self-check of bfloat16 tiles");
+    check(nybble::attention_tiles_agree(*nybble::amx_emulated_kernels()), "self-check of attention on tiles");
+    check(!nybble::attention_tiles_agree(*nybble::avx512_kernels()), "self-check of attention: another order of sums");
   }
   check(nybble::units_are_done_once(), "every unit of a parallel region once");
   std::printf("AMX: %s\n", nybble::amx_status().c_str());
