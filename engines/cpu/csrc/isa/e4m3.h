@@ -29,9 +29,8 @@ static inline F16 load_odd_small_e4m3(const std::uint8_t* pairs) {
   return widen_high_e4m3(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs)));
 }
 
-/// 64 bytes of pairs: the first and the second ones of 16 pairs, then those of the next 16. By way of memory: from
-/// there a conversion takes one instruction of the multiply-adds' ports, from a register two and one to get at its high
-/// half.
+/// 64 bytes of pairs: the first and the second ones of 16 pairs, then those of the next 16. By way of memory, which
+/// spares the instructions that bring a register's high half down.
 static inline void load_small_e4m3_pairs(const std::uint8_t* pairs, F16 (&out)[4]) {
   const __m512i codes = _mm512_loadu_si512(pairs);
   const __m512i kept = _mm512_set1_epi16(static_cast<short>(0xbf80));

@@ -62,8 +62,8 @@ struct Unscaled {
 };
 
 /// The same where they take the scales of their positions. A weight whose product would be subnormal counts as 0 in
-/// the sums over values, not in the total: what it stands for is below 2^-117, and multiplying subnormal numbers takes
-/// the processor a hundred times as long.
+/// the sums over values, not in the total: what it stands for is below 2^-117, and a multiply-add of a subnormal number
+/// takes a processor over a hundred cycles.
 struct TileScales {
   static constexpr bool kAreScaled = true;
   alignas(64) float keys[kAttentionTileKeys];
