@@ -14,6 +14,7 @@ from engines.errors import EngineUnavailable, InvalidRequest, Overloaded, Unsupp
 from engines.grammar.checker import GrammarChecker
 from engines.grammar.limits import parser_limits
 from engines.grammar.notation import invalid_grammar, library_grammar
+from engines.grammar.release import shortcoming
 from engines.grammar.vocabulary import UnusableVocabulary, VocabularySource
 from engines.grammar.wide_stack_threads import wide_stack_threads
 from engines.request import Grammar
@@ -51,6 +52,8 @@ class GrammarCompiler:
     """
 
     def __init__(self, source: VocabularySource, *, only_checks: bool = False) -> None:
+        if warning := shortcoming():
+            _logger.warning(warning)
         self._source = source
         self._only_checks = only_checks
         self._checker = GrammarChecker(source)

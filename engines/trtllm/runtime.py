@@ -23,8 +23,8 @@ from engines.trtllm.versions import Features, features_of
 
 PACKAGE = "tensorrt_llm"
 INSTALL_COMMAND = (
-    "`pip install tensorrt-llm` (the wheels are in NVIDIA's package index), then nybble again "
-    "(docs/tensorrt-llm.md, Installing), or use the container nvcr.io/nvidia/tensorrt-llm/release"
+    'pip install "nybble[tensorrt-llm]" (the wheels are in NVIDIA\'s package index), or use the container '
+    "nvcr.io/nvidia/tensorrt-llm/release"
 )
 # Newer releases report usage to NVIDIA unless they are told not to. Worker processes inherit these.
 _NO_TELEMETRY = {"TRTLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
