@@ -105,12 +105,12 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends openssh-client openssh-server tini \
     && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*
 # What the container has stays as it is: where our requirements and its versions disagree, this fails. But for
-# llguidance, which TensorRT-LLM uses only as the guided decoding backend of that name.
+# llguidance, which TensorRT-LLM uses only as the guided decoding backend of that name (engines/grammar/release.py).
 # The lock cannot hold here, for the container's versions differ from it.
 COPY --from=tensorrt-llm-build /wheel /opt/nybble/wheel
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m pip install --no-cache-dir --constraint /opt/nybble/wheel/constraints.txt \
-        "$(echo /opt/nybble/wheel/*.whl)[otel]"
+        "$(echo /opt/nybble/wheel/*.whl)[otel]" "llguidance>=1.7"
 COPY deploy/docker/healthcheck.py /opt/nybble/share/
 RUN groupadd --gid 10001 nybble \
     && useradd --uid 10001 --gid 10001 --create-home --home-dir /home/nybble --shell /bin/bash nybble \
