@@ -20,7 +20,9 @@ void kv_write(const KvWriteArgs& args, std::int64_t num_rows) {
   check_indices("slots", args.slots, num_rows, args.cache.num_blocks * args.cache.block_size);
   const KernelTable& table = kernels();
   // By head, not by row: two rows may name one slot, and then the later one has to win.
-  parallel_for(args.cache.num_kv_heads, static_cast<double>(2 * num_rows * args.cache.head_dim),
+  // A bfloat16 key goes to as many lines as it has pairs of dimensions, all of them out of memory.
+  const double cost = static_cast<double>(8 * num_rows * args.cache.head_dim);
+  parallel_for(args.cache.num_kv_heads, cost,
                [&](std::int64_t begin, std::int64_t end) { table.kv_write(args, num_rows, begin, end); });
 }
 

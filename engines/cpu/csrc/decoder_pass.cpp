@@ -47,14 +47,22 @@ void DecoderPass::run(const PassBatch& batch, const std::vector<KvCache>& caches
   std::fill_n(branch_, num_rows * hidden, 0.0F);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const PassLayer& layer = layers_[i];
+    const LinearLayer* next = product_after(i, batch);
     attention(layer, batch, caches[i]);
     if (layer.router != nullptr) {
-      experts(layer, num_rows);
+      experts(layer, num_rows, next);
     } else {
-      feed_forward(layer.experts[0], norm_rows(layer.post_attention_norm), norm_cost(), normed_, num_rows, branch_);
+      feed_forward(layer.experts[0], norm_rows(layer.post_attention_norm), norm_cost(), normed_, num_rows, branch_,
+                   next);
     }
   }
   if (batch.num_logits_rows > 0) logits(batch, out);
+}
+
+/// The first product behind a layer; behind the last one of all the next pass begins.
+const LinearLayer* DecoderPass::product_after(std::size_t layer, const PassBatch& batch) const {
+  if (layer + 1 < layers_.size()) return layers_[layer + 1].qkv;
+  return batch.num_logits_rows > 0 ? tables_.head : first_product();
 }
 
 /// Adds the branch to the residual and writes the norm of that.
@@ -70,7 +78,7 @@ void DecoderPass::attention(const PassLayer& layer, const PassBatch& batch, cons
   const std::int64_t width = shape_.num_heads * head_dim, kv_width = shape_.num_kv_heads * head_dim;
   const std::int64_t row_width = width + 2 * kv_width;
   float* qkv = qkv_memory_.take<float>(num_rows * row_width);
-  layer.qkv->run(norm_rows(layer.input_norm), norm_cost(), normed_, num_rows, qkv, linear_);
+  layer.qkv->run(norm_rows(layer.input_norm), norm_cost(), normed_, num_rows, qkv, linear_, layer.output);
 
   float* q = heads_memory_.take<float>(num_rows * row_width);
   float* k = q + num_rows * width;
@@ -91,33 +99,42 @@ void DecoderPass::attention(const PassLayer& layer, const PassBatch& batch, cons
   float* attended = attended_memory_.take<float>(num_rows * width);
   const auto scale = static_cast<float>(std::pow(static_cast<double>(head_dim), -0.5));
   paged_attention({cache, q, attended, shape_.num_heads, scale, shape_.sliding_window}, batch.attention);
-  layer.output->run([](std::int64_t) {}, 0.0, attended, num_rows, branch_, linear_);
+  const LinearLayer* next = layer.router != nullptr ? layer.router : layer.experts[0].gate_up;
+  layer.output->run([](std::int64_t) {}, 0.0, attended, num_rows, branch_, linear_, next);
 }
 
 void DecoderPass::feed_forward(const FeedForwardLayer& layer, const RowFunction& fill, double fill_cost, float* x,
-                               std::int64_t num_rows, float* out) {
+                               std::int64_t num_rows, float* out, const LinearLayer* next) {
   const KernelTable& table = kernels();
   const std::int64_t intermediate = layer.down->num_columns();
   float* gate_up = gate_up_memory_.take<float>(num_rows * 2 * intermediate);
-  layer.gate_up->run(fill, fill_cost, x, num_rows, gate_up, linear_);
+  layer.gate_up->run(fill, fill_cost, x, num_rows, gate_up, linear_, layer.down);
   float* activated = activated_memory_.take<float>(num_rows * intermediate);
   const SiluMulArgs args{gate_up, activated, intermediate};
   layer.down->run([&](std::int64_t row) { table.silu_mul(args, row, row + 1); },
-                  2.0 * static_cast<double>(intermediate), activated, num_rows, out, linear_);
+                  2.0 * static_cast<double>(intermediate), activated, num_rows, out, linear_, next);
 }
 
 /// Rows grouped by expert; experts without rows do no work. Contributions in ascending order of expert, so that a
 /// row's sum does not depend on the rest of the batch.
-void DecoderPass::experts(const PassLayer& layer, std::int64_t num_rows) {
+void DecoderPass::experts(const PassLayer& layer, std::int64_t num_rows, const LinearLayer* next) {
   const std::int64_t hidden = shape_.hidden_size, k = layer.num_experts_per_token;
   const auto num_experts = static_cast<std::int64_t>(layer.experts.size());
   float* router_logits = router_memory_.take<float>(num_rows * num_experts);
-  layer.router->run(norm_rows(layer.post_attention_norm), norm_cost(), normed_, num_rows, router_logits, linear_);
+  layer.router->run(norm_rows(layer.post_attention_norm), norm_cost(), normed_, num_rows, router_logits, linear_,
+                    nullptr);
   std::int32_t* choices = choice_memory_.take<std::int32_t>(num_rows * k);
   float* weights = weight_memory_.take<float>(num_rows * k);
   route_top_k(router_logits, num_rows, num_experts, k, choices, weights);
 
   std::fill_n(branch_, num_rows * hidden, 0.0F);
+  const auto first_expert_after = [&](std::int64_t expert) {
+    auto found = static_cast<std::int32_t>(num_experts);
+    for (std::int64_t i = 0; i < num_rows * k; ++i) {
+      if (choices[i] > expert) found = std::min(found, choices[i]);
+    }
+    return found;
+  };
   std::vector<std::int64_t> rows;
   std::vector<float> row_weights;
   for (std::int64_t expert = 0; expert < num_experts; ++expert) {
@@ -135,7 +152,9 @@ void DecoderPass::experts(const PassLayer& layer, std::int64_t num_rows) {
     const auto gather = [&](std::int64_t i) {
       std::copy_n(normed_ + rows[static_cast<std::size_t>(i)] * hidden, hidden, in + i * hidden);
     };
-    feed_forward(layer.experts[static_cast<std::size_t>(expert)], gather, static_cast<double>(hidden), in, count, out);
+    const std::int32_t later = first_expert_after(expert);
+    feed_forward(layer.experts[static_cast<std::size_t>(expert)], gather, static_cast<double>(hidden), in, count, out,
+                 later < num_experts ? layer.experts[static_cast<std::size_t>(later)].gate_up : next);
     scatter_add_rows(out, rows.data(), row_weights.data(), count, hidden, branch_, num_rows);
   }
 }
@@ -154,7 +173,8 @@ void DecoderPass::logits(const PassBatch& batch, float* out) {
     std::copy_n(residual_ + row * hidden, hidden, sum + i * hidden);
     table.rms_norm(args, i, i + 1);
   };
-  tables_.head->run(fill, 4.0 * static_cast<double>(hidden), normed, batch.num_logits_rows, out, linear_);
+  tables_.head->run(fill, 4.0 * static_cast<double>(hidden), normed, batch.num_logits_rows, out, linear_,
+                    first_product());
 }
 
 }  // namespace nybble

@@ -71,10 +71,13 @@ class DecoderPass {
   void run(const PassBatch& batch, const std::vector<KvCache>& caches, float* logits);
 
  private:
+  const LinearLayer* first_product() const { return layers_.empty() ? nullptr : layers_[0].qkv; }
+  const LinearLayer* product_after(std::size_t layer, const PassBatch& batch) const;
   void attention(const PassLayer& layer, const PassBatch& batch, const KvCache& cache);
+  /// `next` as in LinearLayer::run.
   void feed_forward(const FeedForwardLayer& layer, const RowFunction& fill, double fill_cost, float* x,
-                    std::int64_t num_rows, float* out);
-  void experts(const PassLayer& layer, std::int64_t num_rows);
+                    std::int64_t num_rows, float* out, const LinearLayer* next);
+  void experts(const PassLayer& layer, std::int64_t num_rows, const LinearLayer* next);
   void logits(const PassBatch& batch, float* out);
   RowFunction norm_rows(const float* weight);
   double norm_cost() const { return 2.0 * static_cast<double>(shape_.hidden_size); }

@@ -56,33 +56,30 @@ void LinearLayer::add(const Part& part, std::int64_t num_columns) {
 }
 
 void LinearLayer::run(const RowFunction& fill, double fill_cost, float* x, std::int64_t num_rows, float* out,
-                      LinearScratch& scratch) const {
-  const Part& first = parts_[0];
-  if (parts_.size() == 1 && first.quantizes()) {
-    const KernelTable& table = kernels();
-    const QuantizedRows rows(num_rows, num_columns_, first.fp4->group_size(), scratch);
-    parallel_for(num_rows, fill_cost + static_cast<double>(num_columns_), [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t row = begin; row < end; ++row) {
-        fill(row);
-        rows.quantize(table, first.quantizer, x, row);  // still in this thread's cache
-      }
-    });
-    fp4_linear_w4a4(rows.codes, rows.scales, *first.fp4, num_rows, out);
-  } else {
-    parallel_for(num_rows, fill_cost, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t row = begin; row < end; ++row) fill(row);
-    });
-    multiply_parts(x, num_rows, out, scratch);
-  }
+                      LinearScratch& scratch, const LinearLayer* next) const {
+  ProductContext context;
+  context.write_rows = [&fill](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) fill(row);
+  };
+  context.row_cost = fill_cost;
+  if (next != nullptr) context.next = next->weights();
+  multiply_parts(x, num_rows, out, scratch, context);
   add_biases(num_rows, out);
 }
 
-void LinearLayer::multiply_parts(const float* x, std::int64_t num_rows, float* out, LinearScratch& scratch) const {
-  if (parts_.size() == 1) return multiply(parts_[0], x, num_rows, out, scratch);
+/// What the first product reads.
+UpcomingRead LinearLayer::weights() const {
+  const Part& first = parts_[0];
+  return first.fp4 != nullptr ? first.fp4->panels() : first.dense->groups();
+}
+
+void LinearLayer::multiply_parts(const float* x, std::int64_t num_rows, float* out, LinearScratch& scratch,
+                                 const ProductContext& context) const {
+  if (parts_.size() == 1) return multiply(parts_[0], x, num_rows, out, scratch, context);
   std::int64_t start = 0;
   for (const Part& part : parts_) {
     float* part_out = scratch.part.take<float>(num_rows * part.num_rows);
-    multiply(part, x, num_rows, part_out, scratch);
+    multiply(part, x, num_rows, part_out, scratch, start == 0 ? context : context.written());
     for (std::int64_t row = 0; row < num_rows; ++row) {
       std::copy_n(part_out + row * part.num_rows, part.num_rows, out + row * num_rows_ + start);
     }
@@ -100,16 +97,21 @@ void LinearLayer::add_biases(std::int64_t num_rows, float* out) const {
   }
 }
 
-void LinearLayer::multiply(const Part& part, const float* x, std::int64_t num_rows, float* out,
-                           LinearScratch& scratch) const {
-  if (part.dense != nullptr) return dense_linear(x, *part.dense, num_rows, out);
-  if (!part.quantizes()) return fp4_linear_w4a16(x, *part.fp4, num_rows, out);
+void LinearLayer::multiply(const Part& part, const float* x, std::int64_t num_rows, float* out, LinearScratch& scratch,
+                           const ProductContext& context) const {
+  if (part.dense != nullptr) return dense_linear(x, *part.dense, num_rows, out, context);
+  if (!part.quantizes()) return fp4_linear_w4a16(x, *part.fp4, num_rows, out, context);
   const KernelTable& table = kernels();
   const QuantizedRows rows(num_rows, num_columns_, part.fp4->group_size(), scratch);
-  parallel_for(num_rows, static_cast<double>(num_columns_), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) rows.quantize(table, part.quantizer, x, row);
-  });
-  fp4_linear_w4a4(rows.codes, rows.scales, *part.fp4, num_rows, out);
+  ProductContext quantizing = context;
+  quantizing.row_cost += static_cast<double>(num_columns_);
+  quantizing.write_rows = [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      if (context.write_rows) context.write_rows(row, row + 1);
+      rows.quantize(table, part.quantizer, x, row);  // still in this thread's cache
+    }
+  };
+  fp4_linear_w4a4(rows.codes, rows.scales, *part.fp4, num_rows, out, quantizing);
 }
 
 }  // namespace nybble

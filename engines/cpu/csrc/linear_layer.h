@@ -5,6 +5,7 @@
 #include <functional>
 #include <vector>
 
+#include "ops.h"
 #include "scratch.h"
 #include "weights.h"
 
@@ -38,9 +39,10 @@ class LinearLayer {
   std::int64_t num_columns() const { return num_columns_; }
 
   /// out[num_rows, num_rows()] for an input [num_rows, num_columns()] that `fill` writes into `x`, row by row,
-  /// while it is being quantized; `fill_cost` as in parallel_for.
+  /// while it is being quantized; `fill_cost` as in parallel_for. `next`, if known, is what runs afterwards: threads
+  /// that wait fetch its weights.
   void run(const RowFunction& fill, double fill_cost, float* x, std::int64_t num_rows, float* out,
-           LinearScratch& scratch) const;
+           LinearScratch& scratch, const LinearLayer* next) const;
 
  private:
   struct Part {
@@ -53,9 +55,12 @@ class LinearLayer {
     bool quantizes() const { return fp4 != nullptr && quantizer.format != InputFormat::kUnquantized; }
   };
   void add(const Part& part, std::int64_t num_columns);
-  void multiply_parts(const float* x, std::int64_t num_rows, float* out, LinearScratch& scratch) const;
+  UpcomingRead weights() const;
+  void multiply_parts(const float* x, std::int64_t num_rows, float* out, LinearScratch& scratch,
+                      const ProductContext& context) const;
   void add_biases(std::int64_t num_rows, float* out) const;
-  void multiply(const Part& part, const float* x, std::int64_t num_rows, float* out, LinearScratch& scratch) const;
+  void multiply(const Part& part, const float* x, std::int64_t num_rows, float* out, LinearScratch& scratch,
+                const ProductContext& context) const;
 
   std::vector<Part> parts_;
   std::int64_t num_rows_ = 0;

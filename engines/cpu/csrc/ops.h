@@ -4,21 +4,34 @@
 #include <cstdint>
 
 #include "kernel_table.h"
+#include "thread_pool.h"
 #include "weights.h"
 
 namespace nybble {
 
+/// What surrounds a product.
+struct ProductContext {
+  RangeFunction write_rows;  // writes rows [begin, end) of the input, ahead of all that reads them; may be empty
+  double row_cost = 0.0;     // of writing one, as in parallel_for
+  UpcomingRead next;         // what threads fetch that wait, from the product on; empty if unknown
+
+  ProductContext written() const { return {nullptr, 0.0, next}; }
+};
+
 /// Both with the table in use, or with one that is given (to compare two).
 void fp4_linear_w4a4(const std::int8_t* codes, const float* scales, const Fp4Weight& weight, std::int64_t num_rows,
-                     float* out);
+                     float* out, const ProductContext& context = {});
 void fp4_linear_w4a4(const KernelTable& table, const std::int8_t* codes, const float* scales, const Fp4Weight& weight,
-                     std::int64_t num_rows, float* out);
+                     std::int64_t num_rows, float* out, const ProductContext& context = {});
 /// Activations as 16-bit integers per 128 columns where the instruction set has integer products, else float32.
-void fp4_linear_w4a16(const float* x, const Fp4Weight& weight, std::int64_t num_rows, float* out);
+void fp4_linear_w4a16(const float* x, const Fp4Weight& weight, std::int64_t num_rows, float* out,
+                      const ProductContext& context = {});
 void fp4_linear_w4a16(const KernelTable& table, const float* x, const Fp4Weight& weight, std::int64_t num_rows,
-                      float* out);
-void fp4_linear_f32(const float* x, const Fp4Weight& weight, std::int64_t num_rows, float* out);
-void dense_linear(const float* x, const DenseWeight& weight, std::int64_t num_rows, float* out);
+                      float* out, const ProductContext& context = {});
+void fp4_linear_f32(const float* x, const Fp4Weight& weight, std::int64_t num_rows, float* out,
+                    const ProductContext& context = {});
+void dense_linear(const float* x, const DenseWeight& weight, std::int64_t num_rows, float* out,
+                  const ProductContext& context = {});
 
 void quantize_mxfp4(const QuantizeArgs& args, std::int64_t num_rows);
 void quantize_nvfp4(const QuantizeArgs& args, std::int64_t num_rows);

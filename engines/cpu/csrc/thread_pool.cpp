@@ -7,20 +7,21 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
-#include <fstream>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "physical_cores.h"
 
 namespace nybble {
 
 namespace {
 
 constexpr double kMinParallelCost = 100e3;  // about 10 us of scalar work, what waking a thread costs
+constexpr double kMinAwakeCost = 16e3;      // the same while the workers still look out for work
 // Longer than what lies between two products of a layer, far shorter than what lies between two steps.
 constexpr std::chrono::microseconds kSpinTime{50};
 constexpr std::int64_t kChunkPart = 8;   // of what a thread has left, it takes this part at a time
@@ -36,29 +37,6 @@ inline void cpu_relax() {
 #endif
 }
 
-std::string read_line(const std::string& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
-
-/// One processor of each physical core that this process may run on.
-std::vector<int> physical_cores() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return {};
-  std::set<std::string> seen;
-  std::vector<int> processors;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &allowed)) continue;
-    const std::string topology = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
-    const std::string siblings = read_line(topology + "thread_siblings_list");
-    if (seen.insert(siblings.empty() ? std::to_string(cpu) : siblings).second) processors.push_back(cpu);
-  }
-  return processors;
-}
-
 /// Ties the calling worker to the core of its number, where NYBBLE_PIN_THREADS=1 asks for it and there are cores
 /// enough.
 void pin_worker(int index, int num_threads) {
@@ -72,14 +50,18 @@ void pin_worker(int index, int num_threads) {
   (void)pthread_setaffinity_np(pthread_self(), sizeof(target), &target);  // advice only
 }
 
-/// Waits a while for `done` without giving up the processor.
+/// Waits a while for `done` without giving up the processor, and fetches meanwhile.
 template <typename Condition>
-bool spin_until(const Condition& done) {
+bool spin_until(const Condition& done, ShareFetch& fetch) {
   const auto end = std::chrono::steady_clock::now() + kSpinTime;
   do {
     for (int i = 0; i < 8; ++i) {
       if (done()) return true;
-      cpu_relax();
+      if (fetch.is_done()) {
+        cpu_relax();
+      } else {
+        fetch.fetch_some();
+      }
     }
   } while (std::chrono::steady_clock::now() < end);
   return false;
@@ -101,7 +83,10 @@ class ThreadPool {
 
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  void run(std::int64_t num_units, const RangeFunction& function) {
+  /// Whether a region begins at once: workers that sleep take as long to wake as kMinParallelCost.
+  bool is_awake() const { return std::chrono::steady_clock::now() - last_end_ < kSpinTime / 2; }
+
+  void run(std::int64_t num_units, const RangeFunction& function, const UpcomingRead& upcoming) {
     function_ = &function;
     const auto count = static_cast<std::int64_t>(num_threads());
     // Kernels like panels in pairs; where units are few, one may be much work.
@@ -110,10 +95,13 @@ class ThreadPool {
       shares_[static_cast<std::size_t>(i)].give({num_units * i / count, num_units * (i + 1) / count});
     }
     num_busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    upcoming_ = upcoming;
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
     take_chunks(0);
+    fetch_.aim(upcoming, 0, count);
     wait_until_idle();
+    last_end_ = std::chrono::steady_clock::now();
   }
 
  private:
@@ -174,7 +162,7 @@ class ThreadPool {
   }
 
   void wait_until_idle() {
-    if (spin_until([this] { return num_busy_.load(std::memory_order_acquire) == 0; })) return;
+    if (spin_until([this] { return num_busy_.load(std::memory_order_acquire) == 0; }, fetch_)) return;
     for (int busy = num_busy_.load(std::memory_order_acquire); busy != 0;
          busy = num_busy_.load(std::memory_order_acquire)) {
       num_busy_.wait(busy, std::memory_order_acquire);
@@ -184,13 +172,15 @@ class ThreadPool {
   void work(int index) {
     pin_worker(index, static_cast<int>(shares_.size()));
     std::uint32_t seen = 0;
+    ShareFetch fetch;
     for (;;) {
-      if (!spin_until([&] { return generation_.load(std::memory_order_acquire) != seen; })) {
+      if (!spin_until([&] { return generation_.load(std::memory_order_acquire) != seen; }, fetch)) {
         generation_.wait(seen, std::memory_order_acquire);
       }
       seen = generation_.load(std::memory_order_acquire);
       if (stopping_.load()) return;
       take_chunks(static_cast<std::size_t>(index));
+      fetch.aim(upcoming_, index, static_cast<std::int64_t>(shares_.size()));
       if (num_busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) num_busy_.notify_one();
     }
   }
@@ -199,6 +189,9 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   const RangeFunction* function_ = nullptr;
   std::int64_t smallest_ = 1;
+  UpcomingRead upcoming_;
+  ShareFetch fetch_;  // of the calling thread
+  std::chrono::steady_clock::time_point last_end_;
   std::atomic<int> num_busy_{0};
   std::atomic<std::uint32_t> generation_{0};
   std::atomic<bool> stopping_{false};
@@ -207,6 +200,7 @@ class ThreadPool {
 struct PoolState {
   std::mutex mutex;  // held during a region and while threads are replaced
   ThreadPool* pool = nullptr;
+  UpcomingRead upcoming;
   std::atomic<int> wanted_threads{0};
 };
 
@@ -250,18 +244,26 @@ void set_num_threads(int count) {
 void parallel_for(std::int64_t num_units, double unit_cost, const RangeFunction& function) {
   if (num_units <= 0) return;
   const int wanted = num_threads();
-  const bool small = static_cast<double>(num_units) * unit_cost < kMinParallelCost;
-  if (wanted == 1 || num_units == 1 || num_units > kMaxUnits || small) return function(0, num_units);
+  const double cost = static_cast<double>(num_units) * unit_cost;
+  if (wanted == 1 || num_units == 1 || num_units > kMaxUnits || cost < kMinAwakeCost) return function(0, num_units);
   PoolState& pool_state = state();
   std::unique_lock lock(pool_state.mutex, std::try_to_lock);
   if (!lock.owns_lock()) return function(0, num_units);
+  const bool is_awake = pool_state.pool != nullptr && pool_state.pool->is_awake();
+  if (cost < kMinParallelCost && !is_awake) return function(0, num_units);
   if (pool_state.pool == nullptr || pool_state.pool->num_threads() != wanted) {
     if (pool_state.pool != nullptr) pool_state.pool->stop();
     delete pool_state.pool;
     pool_state.pool = nullptr;
     pool_state.pool = new ThreadPool(wanted);
   }
-  pool_state.pool->run(num_units, function);
+  pool_state.pool->run(num_units, function, pool_state.upcoming);
+}
+
+void fetch_while_waiting(const UpcomingRead& read) {
+  PoolState& pool_state = state();
+  const std::unique_lock lock(pool_state.mutex, std::try_to_lock);
+  if (lock.owns_lock()) pool_state.upcoming = read;
 }
 
 }  // namespace nybble

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <functional>
 
+#include "upcoming_read.h"
+
 namespace nybble {
 
 /// Range [begin, end) of work units.
@@ -19,8 +21,12 @@ int num_threads();
 void set_num_threads(int count);
 
 /// Runs `function` over [0, num_units) in chunks. `unit_cost` is a rough count of elementary operations per unit:
-/// below a threshold everything stays on the calling thread. Which thread runs which chunk varies, so results must
-/// not depend on the split. `function` must not throw.
+/// below a threshold everything stays on the calling thread, a lower one while the workers are awake. Which thread runs
+/// which chunk varies, so results must not depend on the split. `function` must not throw.
 void parallel_for(std::int64_t num_units, double unit_cost, const RangeFunction& function);
+
+/// From the next region on, threads that wait fetch the beginning of their share of `read`, until another is named.
+/// Advice only: nothing is promised while another thread runs a region.
+void fetch_while_waiting(const UpcomingRead& read);
 
 }  // namespace nybble

@@ -183,6 +183,10 @@ Fp4View Fp4Weight::view() const {
           e4m3_scales_};
 }
 
+UpcomingRead Fp4Weight::panels() const {
+  return {buffer_.data(), static_cast<std::int64_t>(panel_bytes_), static_cast<std::int64_t>(panels_.size())};
+}
+
 void Fp4Weight::decode(float* out) const {
   const auto decode_panel = [&](std::int64_t index) {
     const Fp4Panel& panel = panels_[static_cast<std::size_t>(index)];
@@ -233,5 +237,10 @@ DenseWeight::DenseWeight(const void* values, std::int64_t num_rows, std::int64_t
 }
 
 DenseView DenseWeight::view() const { return {buffer_.data(), num_rows_, num_columns_, element_type_}; }
+
+UpcomingRead DenseWeight::groups() const {
+  return {buffer_.data(), kDenseGroupPanels * dense_panel_bytes(view()),
+          div_up(num_rows_, kDenseGroupPanels * kPanelRows)};
+}
 
 }  // namespace nybble

@@ -8,6 +8,7 @@
 
 #include "aligned_buffer.h"
 #include "kernel_table.h"
+#include "upcoming_read.h"
 
 namespace nybble {
 
@@ -30,6 +31,7 @@ class Fp4Weight {
             float activation_scale = 1.0F);
 
   Fp4View view() const;
+  UpcomingRead panels() const;
   std::int64_t num_rows() const { return num_rows_; }
   std::int64_t num_columns() const { return num_columns_; }
   int group_size() const { return group_size_; }
@@ -73,6 +75,7 @@ class DenseWeight {
   DenseWeight(const void* values, std::int64_t num_rows, std::int64_t num_columns, ElementType element_type);
 
   DenseView view() const;
+  UpcomingRead groups() const;  // of kDenseGroupPanels panels
   std::int64_t num_rows() const { return num_rows_; }
   std::int64_t num_columns() const { return num_columns_; }
   ElementType element_type() const { return element_type_; }

@@ -59,12 +59,12 @@ void rope(const RopeArgs& args, int64_t row_begin, int64_t row_end) {
     for (int64_t head = 0; head < args.num_heads; ++head) {
       float* first = args.q + (row * args.num_heads + head) * args.head_dim;
       float* second = first + half;
-      for (int64_t i = 0; i < half; ++i) {
-        const float a = first[i];
-        const float b = second[i];
-        first[i] = a * cos[i] - b * sin[i];
-        second[i] = b * cos[i] + a * sin[i];
-      }
+      map_columns(half, [&](int64_t i, int64_t count) {
+        const F16 a = load_some(first + i, count), b = load_some(second + i, count);
+        const F16 c = load_some(cos + i, count), s = load_some(sin + i, count);
+        store_partial(first + i, a * c - b * s, count);
+        store_partial(second + i, b * c + a * s, count);
+      });
     }
   }
 }

@@ -3,95 +3,11 @@
 
 #include "bfloat16_rows.h"
 #include "integer_rows.h"
+#include "shared_exponents_avx512.h"
 
 namespace nybble::NYBBLE_ISA {
 
 namespace {
-
-/// Sum of up to 64 signed bytes.
-inline std::int32_t sum_bytes(__m512i bytes) {
-  return _mm512_reduce_add_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), bytes));
-}
-
-inline std::int32_t sum_block(const std::int8_t* codes, int count) {
-  const __mmask64 mask = count == 64 ? ~0ULL : (1ULL << count) - 1;
-  return sum_bytes(_mm512_maskz_loadu_epi8(mask, codes));
-}
-
-/// Exponent byte of a positive power of two a shared exponent can stand for, else -1.
-inline int shareable_byte(float scale) {
-  const std::uint32_t bits = float_to_bits(scale);
-  const int byte = static_cast<int>(bits >> 23);
-  return (bits & 0x7fffffU) == 0 && byte >= kLowestScaleByte && byte <= kHighestScaleByte ? byte : -1;
-}
-
-struct SharedExponent {
-  bool regular;
-  int lowest;
-  int shifts[kSuperblockColumns / 32];
-};
-
-/// Blocks of zeros fit any exponent: `bytes` has 0 for them.
-SharedExponent share_exponent(const int* bytes, int num_blocks) {
-  int lowest = 255, highest = 0;
-  bool regular = true;
-  for (int b = 0; b < num_blocks; ++b) {
-    if (bytes[b] == 0) continue;
-    regular = regular && bytes[b] > 0;
-    lowest = bytes[b] < lowest ? bytes[b] : lowest;
-    highest = bytes[b] > highest ? bytes[b] : highest;
-  }
-  SharedExponent shared{regular && highest - lowest <= kMaxShift, lowest, {}};
-  if (highest == 0) shared.lowest = 127;  // zeros only
-  for (int b = 0; b < num_blocks; ++b) shared.shifts[b] = bytes[b] > 0 ? bytes[b] - shared.lowest : 0;
-  return shared;
-}
-
-inline void shift_block(const std::int8_t* codes, int shift, std::int8_t* out) {
-  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
-  // A 16-bit shift moves bits of the low byte into the high one; they land in its lowest `shift` bits.
-  const __m256i shifted = _mm256_sll_epi16(raw, _mm_cvtsi32_si128(shift));
-  const __m256i kept = _mm256_and_si256(shifted, _mm256_set1_epi8(static_cast<char>(0xff << shift)));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), kept);
-}
-
-/// Columns past the last count as zeros: a tile of 64 columns reads them.
-inline void clear_rest(std::int8_t* codes, int64_t columns) {
-  std::memset(codes + columns, 0, static_cast<std::size_t>(kSuperblockColumns - columns));
-}
-
-void prepare_shared(const W4A4Args& args, const IntegerRows& rows, int64_t row, int64_t superblock) {
-  const int64_t num_columns = args.weight.num_columns;
-  const int64_t num_blocks = num_columns / 32;
-  const int count = static_cast<int>(superblock_columns(num_columns, superblock) / 32);
-  const std::int8_t* codes = args.codes + row * num_columns + superblock * kSuperblockColumns;
-  const float* scales = args.scales + row * num_blocks + superblock * (kSuperblockColumns / 32);
-  const int64_t slot = superblock * args.num_rows + row;
-  const int64_t block = slot * (kSuperblockColumns / 32);
-  int bytes[kSuperblockColumns / 32];
-  for (int b = 0; b < count; ++b) {
-    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + b * 32));
-    const bool zeros = _mm256_testz_si256(raw, raw) && scales[b] < kMaxFloat;
-    bytes[b] = zeros ? 0 : shareable_byte(scales[b]);
-    rows.block_scales[block + b] = scales[b];
-    rows.block_biases[block + b] = -kBlockBias * sum_block(codes + b * 32, 32);
-  }
-  const SharedExponent shared = share_exponent(bytes, count);
-  std::int8_t* out = rows.codes + slot * kSuperblockColumns;
-  rows.regular[slot] = shared.regular;
-  std::int32_t bias = 0;
-  for (int b = 0; b < count; ++b) {
-    if (shared.regular) {
-      shift_block(codes + b * 32, shared.shifts[b], out + b * 32);
-      bias += (rows.block_biases[block + b] << shared.shifts[b]) * (kSharedBias / kBlockBias);
-    } else {  // adds nothing in the shared product; summed block by block afterwards
-      std::memset(out + b * 32, 0, 32);
-    }
-  }
-  clear_rest(out, count * 32);
-  rows.biases[slot] = shared.regular ? bias : 0;
-  rows.scales[slot] = shared.regular ? bits_to_float(static_cast<std::uint32_t>(shared.lowest) << 23) : 0.0F;
-}
 
 void prepare_blocks(const W4A4Args& args, const IntegerRows& rows, int64_t row, int64_t superblock) {
   const int64_t num_columns = args.weight.num_columns;
@@ -102,8 +18,16 @@ void prepare_blocks(const W4A4Args& args, const IntegerRows& rows, int64_t row, 
   const float* scales = args.scales + row * (num_columns / 16) + superblock * (kSuperblockColumns / 16);
   const int64_t block = slot * (kSuperblockColumns / 16);
   rows.regular[slot] = all_e4m3(scales, columns / 16);
-  for (int64_t b = 0; b < columns / 16; ++b) {
-    rows.block_scales[block + b] = scales[b];
+  std::memcpy(rows.block_scales + block, scales, static_cast<std::size_t>(columns / 16) * sizeof(float));
+  int64_t b = 0;
+  for (; b + 4 <= columns / 16; b += 4) {
+    const __m512i sums = sum_lanes_of_128(_mm512_loadu_si512(codes + b * 16));
+    const __m512i biases =
+        _mm512_sub_epi32(_mm512_set1_epi32(kMagicBits), _mm512_mullo_epi32(sums, _mm512_set1_epi32(kBlockBias)));
+    const __m512i firsts = _mm512_maskz_compress_epi32(0x1111, biases);  // of each four lanes
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(rows.block_biases + block + b), _mm512_castsi512_si128(firsts));
+  }
+  for (; b < columns / 16; ++b) {
     rows.block_biases[block + b] = kMagicBits - kBlockBias * sum_block(codes + b * 16, 16);
   }
 }

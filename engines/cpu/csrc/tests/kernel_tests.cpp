@@ -457,6 +457,7 @@ int main() {
     check(nybble::attention_tiles_agree(*nybble::amx_emulated_kernels()), "self-check of attention on tiles");
     check(!nybble::attention_tiles_agree(*nybble::avx512_kernels()), "self-check of attention: another order of sums");
   }
+  check(nybble::shares_are_fetched_once(), "the beginning of a share fetched once");
   check(nybble::units_are_done_once(), "every unit of a parallel region once");
   std::printf("AMX: %s\n", nybble::amx_status().c_str());
   for (const std::string& isa : isas) {

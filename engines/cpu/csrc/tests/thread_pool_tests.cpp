@@ -40,7 +40,32 @@ bool region_is_whole(std::int64_t num_units, std::int64_t held) {
   return whole;
 }
 
+/// Steps until a share is fetched.
+int num_steps(ShareFetch& fetch) {
+  int steps = 0;
+  for (; !fetch.is_done(); ++steps) fetch.fetch_some();
+  return steps;
+}
+
 }  // namespace
+
+bool shares_are_fetched_once() {
+  constexpr int kStepBytes = 8 * kMemoryLineBytes;
+  const std::vector<std::uint8_t> memory(1 << 20);
+  ShareFetch fetch;
+  bool whole = fetch.is_done();
+  const UpcomingRead small{memory.data(), kStepBytes, 99};
+  fetch.aim(small, 1, 2);
+  whole = whole && num_steps(fetch) == 50;
+  fetch.aim(small, 1, 2);
+  whole = whole && fetch.is_done();
+  fetch.aim(small, 0, 2);
+  whole = whole && num_steps(fetch) == 49;
+  fetch.aim({memory.data() + kStepBytes, 64 * kStepBytes, 31}, 0, 1);
+  whole = whole && num_steps(fetch) == (256 << 10) / kStepBytes;
+  fetch.aim({}, 0, 2);
+  return whole && fetch.is_done();
+}
 
 bool units_are_done_once() {
   const int before = num_threads();
