@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from engines.base import EngineStats
+from engines.cpu import kernels
 from engines.cpu.core import EngineCore, StepOutput
 from engines.errors import EngineError
 from engines.grammar.constraint import Constraint
@@ -96,6 +97,7 @@ class EngineThread:
 
     def _run(self) -> None:
         death: BaseException | None = None
+        kernels.pin_calling_thread()
         try:
             while self._wait_for_work():
                 outputs = self._obey_commands()

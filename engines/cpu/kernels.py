@@ -61,6 +61,14 @@ def set_num_threads(count: int) -> None:
     _kernels.set_num_threads(count)
 
 
+def pin_calling_thread() -> None:
+    """Tie this thread to the core that the kernels' other threads leave to it, when they have all cores.
+
+    For a thread that does nothing but call kernels. `NYBBLE_PIN_THREADS=0` leaves all threads where they are.
+    """
+    _kernels.pin_calling_thread()
+
+
 def fp4_linear_w4a4(
     codes: NDArray[np.int8], scales: Float32Array, weight: Fp4Weight, out: Float32Array
 ) -> None:

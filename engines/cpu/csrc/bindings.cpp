@@ -217,6 +217,7 @@ NB_MODULE(_kernels, m) {
   m.def("amx_status", [] { return nybble::amx_status(); });
   m.def("num_threads", &nybble::num_threads);
   m.def("set_num_threads", &nybble::set_num_threads, "count"_a);
+  m.def("pin_calling_thread", &nybble::pin_calling_thread);
   m.def("num_physical_cores", &nybble::num_physical_cores);
   m.def(
       "measure_operations",

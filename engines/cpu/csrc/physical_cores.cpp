@@ -17,9 +17,8 @@ std::string read_line(const std::string& path) {
   return line;
 }
 
-}  // namespace
-
-std::vector<int> physical_cores() {
+/// By what the calling thread may run on.
+std::vector<int> find_cores() {
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
   if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return {};
@@ -32,6 +31,13 @@ std::vector<int> physical_cores() {
     if (seen.insert(siblings.empty() ? std::to_string(cpu) : siblings).second) processors.push_back(cpu);
   }
   return processors;
+}
+
+}  // namespace
+
+const std::vector<int>& physical_cores() {
+  static const std::vector<int> cores = find_cores();
+  return cores;
 }
 
 }  // namespace nybble

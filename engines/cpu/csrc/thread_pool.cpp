@@ -37,12 +37,11 @@ inline void cpu_relax() {
 #endif
 }
 
-/// Ties the calling worker to the core of its number, where NYBBLE_PIN_THREADS=1 asks for it and there are cores
-/// enough.
-void pin_worker(int index, int num_threads) {
+/// Ties the calling thread to the core of its number, where the pool has all cores.
+void pin_thread(int index, int num_threads) {
   const char* wanted = std::getenv("NYBBLE_PIN_THREADS");
   if (wanted != nullptr && std::string(wanted) == "0") return;
-  const std::vector<int> processors = physical_cores();
+  const std::vector<int>& processors = physical_cores();
   if (static_cast<std::size_t>(num_threads) != processors.size()) return;
   cpu_set_t target;
   CPU_ZERO(&target);
@@ -170,7 +169,7 @@ class ThreadPool {
   }
 
   void work(int index) {
-    pin_worker(index, static_cast<int>(shares_.size()));
+    pin_thread(index, static_cast<int>(shares_.size()));
     std::uint32_t seen = 0;
     ShareFetch fetch;
     for (;;) {
@@ -259,6 +258,8 @@ void parallel_for(std::int64_t num_units, double unit_cost, const RangeFunction&
   }
   pool_state.pool->run(num_units, function, pool_state.upcoming);
 }
+
+void pin_calling_thread() { pin_thread(0, num_threads()); }
 
 void fetch_while_waiting(const UpcomingRead& read) {
   PoolState& pool_state = state();

@@ -25,6 +25,10 @@ void set_num_threads(int count);
 /// which chunk varies, so results must not depend on the split. `function` must not throw.
 void parallel_for(std::int64_t num_units, double unit_cost, const RangeFunction& function);
 
+/// For the thread that will run regions: ties it to the core that the workers leave it, unless there are more cores
+/// than threads. Otherwise the system may put it beside a worker, on one core, when something else runs for a moment.
+void pin_calling_thread();
+
 /// From the next region on, threads that wait fetch the beginning of their share of `read`, until another is named.
 /// Advice only: nothing is promised while another thread runs a region.
 void fetch_while_waiting(const UpcomingRead& read);

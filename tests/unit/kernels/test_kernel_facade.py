@@ -271,3 +271,40 @@ print(os.waitstatus_to_exitcode(status))
 def test_a_forked_child_works_and_both_end() -> None:
     result = run_python(FORK)
     assert (result.returncode, result.stdout.strip()) == (0, "7"), result.stderr
+
+
+PIN = """
+import os, threading, numpy as np
+from engines.cpu import kernels
+allowed = os.sched_getaffinity(0)
+num_cores = kernels.num_threads()
+def work():
+    x, out = np.ones((64, 4096), np.float32), np.zeros((64, 4096), np.float32)
+    kernels.rms_norm(x, x[0], 1e-5, out)
+def places():
+    return [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
+def run():
+    kernels.set_num_threads(num_cores + 1)
+    kernels.pin_calling_thread()
+    assert os.sched_getaffinity(0) == allowed  # more threads than cores: the system shares them out
+    kernels.set_num_threads(num_cores)
+    kernels.pin_calling_thread()
+    own = os.sched_getaffinity(0)
+    work()  # begins the workers, from a thread that is tied already
+    pinned = [place for place in places() if len(place) == 1 < len(allowed)]
+    assert set().union(own, *pinned) <= allowed
+    print(len(own), len(pinned), len(set().union(*pinned)), num_cores)
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+assert os.sched_getaffinity(0) == allowed
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a process of one core has nothing to pin")
+def test_threads_that_have_all_cores_keep_one_each() -> None:
+    result = run_python(PIN)
+    assert result.returncode == 0, result.stderr
+    own, num_pinned, num_places, num_cores = map(int, result.stdout.split())
+    assert own == 1
+    assert num_pinned == num_places == num_cores
