@@ -45,7 +45,7 @@ class EngineOptions:
     num_threads: int = 0
     speculation: str = "auto"
     structured_output: bool = True
-    max_step_stretch: float = 2.5
+    max_step_stretch: float = 2.4
     check_integrity: bool = False
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1

@@ -36,7 +36,7 @@ class ServiceSettings(BaseSettings):
     prefix_caching: bool = True
     speculation: Literal["auto", "off"] = "auto"
     structured_output: bool = True
-    max_step_stretch: float = Field(default=2.5, ge=0, allow_inf_nan=False)
+    max_step_stretch: float = Field(default=2.4, ge=0, allow_inf_nan=False)
     num_threads: int = Field(default=0, ge=0)
     check_integrity: bool = False
     tensor_parallel_size: int = Field(default=1, ge=1)
