@@ -69,15 +69,9 @@ IntegerWorkspace& integer_workspace() {
 
 /// Activations of one product on bfloat16 tiles, kept by the calling thread between calls.
 Bfloat16Rows bfloat16_rows(std::int64_t num_rows, std::int64_t num_columns) {
-  thread_local AlignedBuffer tiles, fits;
-  const auto fit = [](AlignedBuffer& buffer, std::int64_t num_bytes) {
-    if (buffer.num_bytes() < static_cast<std::size_t>(num_bytes)) {
-      buffer = AlignedBuffer(static_cast<std::size_t>(num_bytes));
-    }
-    return buffer.data();
-  };
+  thread_local Scratch tiles, fits;
   const std::int64_t num_elements = (num_rows + 15) / 16 * ((num_columns + 31) / 32) * 16 * 32;
-  return {reinterpret_cast<std::uint16_t*>(fit(tiles, num_elements * 2)), fit(fits, num_rows)};
+  return {tiles.take<std::uint16_t>(num_elements), fits.take<std::uint8_t>(num_rows)};
 }
 
 /// Writes a product's rows and brings them into its layout, `prepare(begin, end)`, while a thread still has them in its

@@ -31,8 +31,7 @@ struct Tile {
 void find_tile(const Queries& queries, int64_t start, const float* zeros, Tile& out) {
   const KvCache& cache = queries.args.cache;
   const std::int32_t* table = queries.unit.block_table;
-  const int64_t begin = max64(0, queries.oldest() - start);
-  const int64_t end = min64(kAttentionTileKeys, queries.last() - start + 1);
+  const auto [begin, end] = positions_of(queries, start);
   find_rows(cache, cache.v, table, queries.kv_head, start, begin, end, zeros, out.values);
   if (cache.element_type == ElementType::kFloat8E4m3) {
     find_scales(cache, table, queries.kv_head, start, begin, end, out.scales);
@@ -41,7 +40,7 @@ void find_tile(const Queries& queries, int64_t start, const float* zeros, Tile& 
     find_rows(cache, cache.k, table, queries.kv_head, start, begin, end, zeros, out.keys);
     return;
   }
-  const TileGroups groups = find_groups(cache, table, queries.kv_head, start, begin, end);
+  const TileGroups groups = find_groups(queries, start);
   for (int64_t g = 0; g < kTileGroups; ++g) {
     out.key_groups[g] = groups.keys[min64(max64(g, groups.first), groups.last - 1)];
   }

@@ -27,11 +27,6 @@ constexpr int kGroupTile = Type == ElementType::kFloat8E4m3 && kVectorTile > 2 ?
 constexpr int64_t kNearKeyBytes = 256;
 constexpr int64_t kNearValueBytes = 1024;
 
-template <int Value>
-struct Number {
-  static constexpr int value = Value;
-};
-
 /// Calls f(Number<n>{}, first) for tiles of n query vectors that cover [begin, end).
 template <typename Function>
 static inline void for_query_tiles(int64_t begin, int64_t end, const Function& f) {

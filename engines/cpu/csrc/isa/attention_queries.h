@@ -10,6 +10,12 @@ struct Range {
   int64_t begin, end;
 };
 
+/// A number that a generic function takes as a constant.
+template <int Value>
+struct Number {
+  static constexpr int value = Value;
+};
+
 /// Vector i is row i / group, head i % group of the KV head.
 struct Queries {
   const AttentionArgs& args;

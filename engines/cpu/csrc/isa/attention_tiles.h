@@ -15,16 +15,11 @@ namespace nybble::NYBBLE_ISA {
 
 namespace {
 
-template <int Value>
-struct Count {
-  static constexpr int value = Value;
-};
-
-/// Calls f(Count<n>{}, first) for pairs, and where one is left for one, of [begin, end).
+/// Calls f(Number<n>{}, first) for pairs, and where one is left for one, of [begin, end).
 template <typename Function>
 void for_pairs(int64_t begin, int64_t end, const Function& f) {
-  for (; begin + 2 <= end; begin += 2) f(Count<2>{}, begin);
-  if (begin < end) f(Count<1>{}, begin);
+  for (; begin + 2 <= end; begin += 2) f(Number<2>{}, begin);
+  if (begin < end) f(Number<1>{}, begin);
 }
 
 /// The left-hand side: the parts of row tiles that follow each other.
@@ -80,7 +75,7 @@ struct SplitProduct {
   }
 };
 
-/// Calls f(Count<n>{}, first tile, first row, last row) for one or two tiles of 16 rows that hold some of `rows`.
+/// Calls f(Number<n>{}, first tile, first row, last row) for one or two tiles of 16 rows that hold some of `rows`.
 template <typename Function>
 void for_row_tiles(Range rows, const Function& f) {
   for_pairs(rows.begin / 16, (rows.end + 15) / 16, [&](auto tiles, int64_t t) {
