@@ -47,7 +47,7 @@ class SettingFlags:
     ]
     max_step_stretch: Annotated[
         float | None,
-        Option(help="How much longer a step may get by a prompt beside running streams. [2.5]"),
+        Option(help="How much longer a step may get by a prompt beside running streams. [2.4]"),
     ]
     num_threads: Annotated[int | None, Option(help="0 means all physical cores. [0]")]
     tensor_parallel_size: Annotated[int | None, Option(help="GPUs to split each layer over (trtllm). [1]")]
