@@ -1,6 +1,6 @@
 """Attention over the paged KV cache by itself: GFLOP/s and GB/s beside limits measured in the same run.
 
-    python -m benchmarks.kernels.attention --threads 2 --json attention.json
+    python -m benchmarks.kernels.attention --threads 2 --output FILE
 
 Prefill of 512 and 4,096 tokens, decode of 1, 8 and 16 sequences at 512 and 4,096 tokens of context, each
 with 32 query heads over 8 KV heads of 64 and 128 dimensions. Blocks lie in no order, and decode goes through
@@ -17,7 +17,6 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,7 +126,7 @@ def measure(dtype: str, wanted: str, seconds: float, clock: Callable[[], float])
     return done
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kernels.attention",
@@ -141,10 +140,10 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=0.5, help="per case")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there")
-    options = parser.parse_args()
+    record.add_output_option(parser)
+    options = parser.parse_args(arguments)
     kernels.set_num_threads(options.threads)
-    begun = record.begin("benchmarks.kernels.attention")
+    begun = record.begin("benchmarks.kernels.attention", arguments)
     limits = measure_machine_limits(options.threads)
     clock = time.perf_counter if options.clock == "wall" else lambda: time.process_time() / options.threads
     rows = [
@@ -162,7 +161,7 @@ def main() -> None:
             f"{each['share_of_fma_peak']:7.0%} {each['bytes_per_second'] / 1e9:7.2f} "
             f"{each['share_of_read_bandwidth']:8.0%}"
         )
-    if options.json is not None:
+    if options.output is not None:
         about = {
             "kv_cache_dtype": options.kv_cache_dtype,
             "clock": options.clock,
@@ -171,7 +170,7 @@ def main() -> None:
             "block_size": _BLOCK_SIZE,
             "machine_limits": asdict(limits),
         }
-        record.publish(begun.document({**about, "rows": rows}), options.json)
+        record.publish(begun.document({**about, "rows": rows}), options.output)
 
 
 if __name__ == "__main__":

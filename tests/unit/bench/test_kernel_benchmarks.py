@@ -1,4 +1,4 @@
-"""The record of the FP4 products: every layout, activations and number of rows beside the right limit."""
+"""The records of the kernels: every case beside the right limit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kernels import linear
+from benchmarks.kernels import attention, linear
 from engines.bench.timed_cases import Case
 from engines.cpu.machine_limits import MachineLimits
 
@@ -34,6 +34,21 @@ def test_every_case_is_in_the_record(
         for num_rows in (1, 24)
     ]
     assert "mxfp4 bf16      24" in capsys.readouterr().out
+
+
+def test_attention_is_recorded_for_the_cases_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(attention, "measure_machine_limits", lambda _: LIMITS)
+    file = tmp_path / "attention.json"
+    attention.main(
+        ["--only", "decode warm 1x", "--kv-cache-dtype", "fp8", "--seconds", "0", "--output", str(file)]
+    )
+    document = json.loads(file.read_text())
+    assert document["command"].startswith("python -m benchmarks.kernels.attention --only ")
+    assert (document["kv_cache_dtype"], document["block_size"]) == ("fp8", 16)
+    assert [row["case"] for row in document["rows"]] == ["decode warm 1x512 d64", "decode warm 1x256 d128"]
+    assert "decode warm 1x512 d64" in capsys.readouterr().out
 
 
 def test_the_rows_of_the_table_are_measured_unless_others_are_named() -> None:
