@@ -34,11 +34,11 @@ class LinearLayer:
 
     def add_dense(self, weight: DenseWeight, bias: Float32Array | None) -> None:
         """A weight in BF16, FP16 or FP32; bias is float32 [num_rows]."""
-        self.handle.add_dense(weight.handle, bias)
+        self.handle.add_dense(weight, bias)
 
     def add_fp4(self, weight: Fp4Weight, bias: Float32Array | None) -> None:
         """FP4 weights times activations as they are: `kernels.fp4_linear_w4a16`."""
-        self.handle.add_fp4(weight.handle, _UNQUANTIZED, 0.0, False, bias)
+        self.handle.add_fp4(weight, _UNQUANTIZED, 0.0, False, bias)
 
     def add_quantized_fp4(
         self,
@@ -50,7 +50,7 @@ class LinearLayer:
     ) -> None:
         """FP4 weights times FP4 activations: MXFP4 without an input scale, NVFP4 with one."""
         input_format = _MXFP4 if input_scale is None else _NVFP4
-        self.handle.add_fp4(weight.handle, input_format, input_scale or 0.0, modelopt, bias)
+        self.handle.add_fp4(weight, input_format, input_scale or 0.0, modelopt, bias)
 
 
 @dataclass(frozen=True, slots=True)

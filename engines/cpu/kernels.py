@@ -82,7 +82,7 @@ def fp4_linear_w4a4(
     check_array("codes", codes, INT8, (None, columns))
     check_array("scales", scales, FLOAT32, (codes.shape[0], columns // weight.group_size))
     check_output("out", out, FLOAT32, (codes.shape[0], weight.num_rows))
-    _kernels.fp4_linear_w4a4(codes, scales, weight.handle, out)
+    _kernels.fp4_linear_w4a4(codes, scales, weight, out)
 
 
 def fp4_linear_w4a16(x: Float32Array, weight: Fp4Weight, out: Float32Array) -> None:
@@ -96,21 +96,21 @@ def fp4_linear_w4a16(x: Float32Array, weight: Fp4Weight, out: Float32Array) -> N
     """
     check_array("x", x, FLOAT32, (None, weight.num_columns))
     check_output("out", out, FLOAT32, (x.shape[0], weight.num_rows))
-    _kernels.fp4_linear_w4a16(x, weight.handle, out)
+    _kernels.fp4_linear_w4a16(x, weight, out)
 
 
 def fp4_linear_f32(x: Float32Array, weight: Fp4Weight, out: Float32Array) -> None:
     """out[M, N] = x[M, K] times the decoded weight, transposed, summed in float32."""
     check_array("x", x, FLOAT32, (None, weight.num_columns))
     check_output("out", out, FLOAT32, (x.shape[0], weight.num_rows))
-    _kernels.fp4_linear_f32(x, weight.handle, out)
+    _kernels.fp4_linear_f32(x, weight, out)
 
 
 def dense_linear(x: Float32Array, weight: DenseWeight, out: Float32Array) -> None:
     """out[M, N] = x[M, K] times the weight, transposed, summed in float32."""
     check_array("x", x, FLOAT32, (None, weight.num_columns))
     check_output("out", out, FLOAT32, (x.shape[0], weight.num_rows))
-    _kernels.dense_linear(x, weight.handle, out)
+    _kernels.dense_linear(x, weight, out)
 
 
 def _check_quantize(x: Float32Array, codes: NDArray[np.int8], scales: Float32Array, group_size: int) -> None:

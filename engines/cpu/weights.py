@@ -25,16 +25,19 @@ class Fp4Shard(NamedTuple):
     """[256], scale bits -> float32 multiplier with the global scale folded in."""
 
 
-class Fp4Weight:
+class Fp4Weight(_kernels.Fp4Weight):
     """FP4 weight [num_rows, num_columns] repacked for the kernels; the shards may be freed afterwards.
 
     Several shards (q, k and v, say) stack along the rows, each with its own scale table; table entries in use
     must not be negative. `round_to_bfloat16` makes `decode` and `fp4_linear_f32` round every decoded value to
     bfloat16; `fp4_linear_w4a4` ignores it, and is alone in multiplying its sums by `activation_scale`: what
     `quantize_nvfp4` leaves out of its scales.
+
+    Besides `num_rows`, `num_columns`, `group_size`, `round_to_bfloat16` and `num_bytes` it has `shard_rows`, the
+    rows of each shard in order, and `decode()`: the dequantized weight, float32 [num_rows, num_columns].
     """
 
-    __slots__ = ("handle",)
+    __slots__ = ()
 
     def __init__(
         self,
@@ -58,57 +61,19 @@ class Fp4Weight:
                 raise ValueError(f"shards[{i}] packed has no rows")
             check_array(f"shards[{i}] scales", scales, UINT8, (packed.shape[0], num_columns // group_size))
             check_array(f"shards[{i}] scale_table", scale_table, FLOAT32, (256,))
-        self.handle = _kernels.Fp4Weight(list(shards), group_size, round_to_bfloat16, activation_scale)
-
-    @property
-    def num_rows(self) -> int:
-        return self.handle.num_rows
-
-    @property
-    def num_columns(self) -> int:
-        return self.handle.num_columns
-
-    @property
-    def group_size(self) -> int:
-        return self.handle.group_size
-
-    @property
-    def round_to_bfloat16(self) -> bool:
-        return self.handle.round_to_bfloat16
-
-    @property
-    def num_bytes(self) -> int:
-        return self.handle.num_bytes
-
-    @property
-    def shard_rows(self) -> list[int]:
-        """Rows of each shard, in order."""
-        return self.handle.shard_rows
-
-    def decode(self) -> Float32Array:
-        """Dequantized weight, float32 [num_rows, num_columns]."""
-        return self.handle.decode()
+        super().__init__(list(shards), group_size, round_to_bfloat16, activation_scale)
 
 
-class DenseWeight:
-    """Unquantized weight [N, K] repacked for `dense_linear`: float32, float16, or bfloat16 as uint16 bits."""
+class DenseWeight(_kernels.DenseWeight):
+    """Unquantized weight [N, K] repacked for `dense_linear`: float32, float16, or bfloat16 as uint16 bits.
 
-    __slots__ = ("handle",)
+    It has `num_rows` (N), `num_columns` (K) and `num_bytes`.
+    """
+
+    __slots__ = ()
 
     def __init__(self, values: NDArray[Any]) -> None:
         check_array("values", values, DENSE_DTYPES, (None, None))
         if 0 in values.shape:
             raise ValueError(f"values must not be empty, got shape {list(values.shape)}")
-        self.handle = _kernels.DenseWeight(values)
-
-    @property
-    def num_rows(self) -> int:
-        return self.handle.num_rows
-
-    @property
-    def num_columns(self) -> int:
-        return self.handle.num_columns
-
-    @property
-    def num_bytes(self) -> int:
-        return self.handle.num_bytes
+        super().__init__(values)
