@@ -33,8 +33,8 @@ class Fp4Weight(_kernels.Fp4Weight):
     bfloat16; `fp4_linear_w4a4` ignores it, and is alone in multiplying its sums by `activation_scale`: what
     `quantize_nvfp4` leaves out of its scales.
 
-    Besides `num_rows`, `num_columns`, `group_size`, `round_to_bfloat16` and `num_bytes` it has `shard_rows`, the
-    rows of each shard in order, and `decode()`: the dequantized weight, float32 [num_rows, num_columns].
+    Besides `num_rows`, `num_columns`, `group_size`, `round_to_bfloat16` and `num_bytes` it has `shard_rows`,
+    the rows of each shard in order, and `decode()`: the dequantized weight, float32 [num_rows, num_columns].
     """
 
     __slots__ = ()
