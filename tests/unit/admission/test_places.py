@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -14,6 +15,7 @@ from service.admission.ticket import Ticket
 from service.admission.time_limits import TimeLimits, Timeouts
 from service.errors import BadRequest, DeadlineExceeded, QueueTimeout, ServerOverloaded, TooManyRequests
 from tests.support.clock import Clock
+from tests.support.virtual_time import in_virtual_time, now, until_quiet
 
 A, B = Flow("a"), Flow("b")
 
@@ -23,7 +25,10 @@ def demand(num_sequences: int = 1, *, prompt: int = 10, answer: int = 10, priori
 
 
 def make(
-    max_running: int = 2, max_queued: int = 1, max_tokens: int | None = None, clock: Clock | None = None
+    max_running: int = 2,
+    max_queued: int = 1,
+    max_tokens: int | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> Admission:
     return Admission(Bounds(max_running, max_queued, max_tokens), clock=clock or Clock())
 
@@ -118,6 +123,7 @@ def test_a_single_flow_may_have_every_place() -> None:
         assert admission.num_in_flight == 16
 
 
+@in_virtual_time
 async def test_turns_are_given_up_to_what_the_engine_runs_and_one_more() -> None:
     admission = make(max_running=2, max_queued=10)
     order: list[int] = []
@@ -130,8 +136,7 @@ async def test_turns_are_given_up_to_what_the_engine_runs_and_one_more() -> None
                 await gate.wait()
 
     tasks = [asyncio.create_task(work(index)) for index in range(6)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await until_quiet()
     assert order == [0, 1, 2]
     assert (admission.num_in_flight, admission.num_dispatched, admission.num_queued) == (6, 3, 3)
     gate.set()
@@ -157,18 +162,20 @@ async def test_scarce_blocks_keep_the_queue_on_our_side() -> None:
     assert admission.num_dispatched == 0
 
 
+@in_virtual_time
 async def test_a_cancelled_waiter_frees_its_place_at_once() -> None:
     admission = make(max_running=1, max_queued=10)
     for _ in range(2):
         admission.enqueue(A, 0, 1)
     task = asyncio.create_task(wait_in_vain(admission, TimeLimits()))
-    await asyncio.sleep(0)
+    await until_quiet()
     assert (admission.num_in_flight, admission.num_queued) == (1, 1)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert (admission.num_in_flight, admission.num_queued, admission.num_queued_tokens) == (0, 0, 0)
 
 
+@in_virtual_time
 async def test_a_turn_that_comes_with_the_cancellation_is_passed_on() -> None:
     admission = make(max_running=1, max_queued=10)
     running = [admission.enqueue(A, 0, 1) for _ in range(2)]
@@ -182,7 +189,7 @@ async def test_a_turn_that_comes_with_the_cancellation_is_passed_on() -> None:
         admission.reserve(A, demand(), TimeLimits()) as second,
     ):
         tasks = [asyncio.create_task(wait(ticket)) for ticket in (first, second)]
-        await asyncio.sleep(0)
+        await until_quiet()
         admission.leave(running[0], 1)  # the first waiter's turn has come, but it has not woken up yet
         tasks[0].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -238,16 +245,18 @@ async def test_what_is_booked_is_what_was_used() -> None:
     assert account.num_running == 0
 
 
+@in_virtual_time
 async def test_a_turn_that_does_not_come_in_time() -> None:
-    admission = Admission(Bounds(1, 10))
+    admission, started = make(max_running=1, max_queued=10, clock=now), now()
     for _ in range(2):
         admission.enqueue(A, 0, 1)
     for limits, kind in (
-        (TimeLimits(Timeouts(queue_seconds=0.02)), QueueTimeout),
-        (TimeLimits(client_seconds=0.02), DeadlineExceeded),
+        (TimeLimits(Timeouts(queue_seconds=5), clock=now), QueueTimeout),
+        (TimeLimits(client_seconds=10, clock=now), DeadlineExceeded),
     ):
         with pytest.raises(kind):
             await wait_in_vain(admission, limits)
+    assert now() - started == 10
     assert (admission.num_in_flight, admission.num_queued) == (0, 0)
 
 

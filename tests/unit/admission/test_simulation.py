@@ -16,6 +16,7 @@ from service.admission.ticket import Ticket
 from service.admission.time_limits import TimeLimits
 from service.disconnect import stop_tasks
 from service.errors import ServerOverloaded, TooManyRequests
+from tests.support import virtual_time
 
 MAX_RUNNING, MAX_QUEUED = 4, 12
 FLOWS = {"a": 1.0, "b": 1.0, "c": 4.0}
@@ -23,9 +24,11 @@ FLOWS = {"a": 1.0, "b": 1.0, "c": 4.0}
 
 @dataclass
 class House:
-    """A fake engine behind a real admission; time is steps of the event loop."""
+    """A fake engine behind a real admission; a token takes a second, and so does tokenizing."""
 
-    admission: Admission = field(default_factory=lambda: Admission(Bounds(MAX_RUNNING, MAX_QUEUED)))
+    admission: Admission = field(
+        default_factory=lambda: Admission(Bounds(MAX_RUNNING, MAX_QUEUED), clock=virtual_time.now)
+    )
     num_running: int = 0
     most_running: int = 0
 
@@ -33,7 +36,7 @@ class House:
         demand = Demand(num_sequences, 5, 10, num_choices=num_sequences, priority=priority)
         try:
             with self.admission.reserve(Flow(flow, FLOWS[flow]), demand, TimeLimits()) as ticket:
-                await asyncio.sleep(0)  # the tokenizer
+                await asyncio.sleep(1)  # the tokenizer
                 ticket.settle_prompts([7] * num_sequences)
                 sequences = [
                     asyncio.create_task(self._sequence(ticket, index, num_tokens))
@@ -53,7 +56,7 @@ class House:
             self.most_running = max(self.most_running, self.num_running)
             try:
                 for _ in range(num_tokens):
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(1)
                     ticket.count_generated(index, 1)
             finally:
                 self.num_running -= 1
@@ -64,8 +67,8 @@ REQUEST = st.tuples(
     st.integers(1, 4),
     st.integers(0, 12),
     st.sampled_from([-1, 0, 1]),
-    st.integers(0, 6),  # steps until the next one comes
-    st.none() | st.integers(0, 30),  # steps until its client hangs up
+    st.integers(0, 6),  # seconds until the next one comes
+    st.none() | st.integers(0, 30),  # seconds until its client hangs up
 )
 
 
@@ -75,25 +78,18 @@ def test_nothing_leaks(arrivals: list[tuple[str, int, int, int, int, int | None]
     async def run() -> House:
         house = House()
         house.admission.set_flows(FLOWS)
-        tasks, patience = [], []
-
-        async def hang_up(task: asyncio.Task[bool], steps: int) -> None:
-            for _ in range(steps):
-                await asyncio.sleep(0)
-            task.cancel()
-
-        for flow, num_sequences, num_tokens, priority, pause, steps in arrivals:
+        tasks = []
+        for flow, num_sequences, num_tokens, priority, pause, patience in arrivals:
             task = asyncio.create_task(house.request(flow, num_sequences, num_tokens, priority))
             tasks.append(task)
-            if steps is not None:
-                patience.append(asyncio.create_task(hang_up(task, steps)))
-            for _ in range(pause):
-                await asyncio.sleep(0)
+            if patience is not None:
+                asyncio.get_running_loop().call_later(patience, task.cancel)
+            await asyncio.sleep(pause)
             assert house.admission.num_in_flight <= MAX_RUNNING + MAX_QUEUED
-        await asyncio.wait_for(asyncio.gather(*tasks, *patience, return_exceptions=True), 20)
+        await asyncio.gather(*tasks, return_exceptions=True)
         return house
 
-    house = asyncio.run(run())
+    house = virtual_time.run(run())
     admission = house.admission
     assert house.num_running == 0
     assert house.most_running <= MAX_RUNNING + 1
@@ -117,16 +113,14 @@ def test_a_flood_leaves_the_others_their_share(seed: int) -> None:
             while not over.is_set():
                 was_served = await house.request(flow, 1, chance.randint(4, 8), 0)
                 served[flow] += was_served and not over.is_set()
-                for _ in range(1 if was_served else 10):  # whoever is refused comes back a little later
-                    await asyncio.sleep(0)
+                await asyncio.sleep(1 if was_served else 10)  # whoever is refused comes back a little later
 
         tasks = [asyncio.create_task(ask(flow)) for flow in ["a"] * 40 + ["b"] * 3 + ["c"] * 3]
-        for _ in range(800):
-            await asyncio.sleep(0)
+        await asyncio.sleep(800)
         over.set()
-        await asyncio.wait_for(asyncio.gather(*tasks), 20)
+        await asyncio.gather(*tasks)
 
-    asyncio.run(run())
+    virtual_time.run(run())
     per_client = {"a": served["a"] / 40, "b": served["b"] / 3, "c": served["c"] / 3}
     assert per_client["b"] > 3 * per_client["a"]
     assert per_client["c"] > 3 * per_client["a"]
