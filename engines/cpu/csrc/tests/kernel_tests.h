@@ -1,0 +1,13 @@
+#pragma once
+// What kernel_tests runs on every instruction set and several numbers of threads; a failure goes through check().
+
+namespace nybble {
+
+void test_fp4_linears();
+void test_half_types();
+void test_quantize_ties();
+void test_rowwise();
+void test_paged_attention();
+void test_sampling();
+
+}  // namespace nybble
