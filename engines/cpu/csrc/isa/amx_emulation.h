@@ -4,6 +4,7 @@
 // AMX kernels be tested bit for bit on processors without AMX. Each thread has its own registers, as in hardware.
 
 #include "amx_tiles.h"
+#include "float_bits.h"
 
 namespace nybble::NYBBLE_ISA {
 

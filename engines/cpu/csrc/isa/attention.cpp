@@ -12,6 +12,7 @@
 #include "attention_softmax.h"
 #include "kernels.h"
 #include "kv_tiles.h"
+#include "lanes.h"
 
 namespace nybble::NYBBLE_ISA {
 

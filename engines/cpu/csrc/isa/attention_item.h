@@ -6,6 +6,7 @@
 
 #include "attention_softmax.h"
 #include "kv_groups.h"
+#include "lanes.h"
 
 namespace nybble::NYBBLE_ISA {
 

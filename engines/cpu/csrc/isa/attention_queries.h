@@ -3,6 +3,7 @@
 
 #include "../attention_layout.h"
 #include "kv_rows.h"
+#include "lanes.h"
 
 namespace nybble::NYBBLE_ISA {
 

@@ -2,7 +2,9 @@
 // The softmax of attention: online over the tiles of a partition, merged over partitions.
 
 #include "attention_queries.h"
+#include "exponential.h"
 #include "kv_scales.h"
+#include "lanes.h"
 
 namespace nybble::NYBBLE_ISA {
 

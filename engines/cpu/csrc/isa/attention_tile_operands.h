@@ -4,6 +4,7 @@
 
 #include "attention_queries.h"
 #include "kv_tiles.h"
+#include "lanes.h"
 
 namespace nybble::NYBBLE_ISA {
 

@@ -15,6 +15,7 @@
 // Layout: [tiles of 16 rows][steps of 32 columns][16 rows][16 pairs], so that a tile is 1 KiB in one piece and the next
 // step of its rows follows. Pair k holds column k of the step's two blocks; a block past the last counts as zeros.
 
+#include "float_bits.h"
 #include "kernels.h"
 
 namespace nybble::NYBBLE_ISA {

@@ -8,6 +8,7 @@
 
 #include "amx_tiles.h"
 #include "bfloat16_weights_avx512.h"
+#include "lanes.h"
 
 namespace nybble::NYBBLE_ISA {
 

@@ -2,6 +2,7 @@
 // E4M3 numbers as float32, 2^-8 times their value: that is what float16 holds of them by shifting their bits, and
 // products with weights then stay clear of the ends of float32's range. NaN codes are read as 480; the cache has none.
 
+#include "half_floats.h"
 #include "simd.h"
 
 namespace nybble::NYBBLE_ISA {

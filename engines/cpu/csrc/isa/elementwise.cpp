@@ -1,6 +1,9 @@
 // Row-wise kernels around the linear layers. Every row is computed alone, in a fixed order.
 
+#include "exponential.h"
+#include "float_bits.h"
 #include "kernels.h"
+#include "lanes.h"
 
 namespace nybble::NYBBLE_ISA {
 

@@ -2,6 +2,7 @@
 // the rows one after the other. See integer_rows.h.
 
 #include "bfloat16_rows.h"
+#include "float_bits.h"
 #include "integer_rows.h"
 #include "shared_exponents_avx512.h"
 

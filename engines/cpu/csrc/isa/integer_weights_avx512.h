@@ -2,6 +2,7 @@
 // Reading a packed panel with AVX-512: unpacking, scales, prefetching. Shared by the integer kernels.
 
 #include "integer_rows.h"
+#include "lanes.h"
 
 namespace nybble::NYBBLE_ISA {
 

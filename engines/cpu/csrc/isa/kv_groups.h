@@ -2,6 +2,7 @@
 // Keys and values of a tile as groups of 16 slots that lie in one block, keys with a lane per slot.
 
 #include "../attention_layout.h"
+#include "half_floats.h"
 #include "kv_scales.h"
 
 namespace nybble::NYBBLE_ISA {

@@ -2,6 +2,7 @@
 // Where the rows of the paged KV cache lie, and their elements as float32.
 
 #include "e4m3.h"
+#include "half_floats.h"
 
 namespace nybble::NYBBLE_ISA {
 

@@ -2,6 +2,7 @@
 // The scales of a tile's keys and values in an E4M3 cache. They are powers of two: products run on the numbers without
 // them, then a key's scale goes into its score, a value's into its weight.
 
+#include "float_bits.h"
 #include "kv_rows.h"
 
 namespace nybble::NYBBLE_ISA {

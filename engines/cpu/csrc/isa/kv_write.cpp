@@ -1,6 +1,8 @@
 // Keys and values of new positions into the paged cache.
 
 #include "../attention_layout.h"
+#include "float_bits.h"
+#include "half_floats.h"
 #include "kernels.h"
 #include "kv_rows.h"
 

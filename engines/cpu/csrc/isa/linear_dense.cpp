@@ -7,7 +7,9 @@
 // A block's first tile of rows takes the weights from memory; when there are further tiles it leaves them behind as
 // float32 in L1.
 
+#include "half_floats.h"
 #include "kernels.h"
+#include "lanes.h"
 
 namespace nybble::NYBBLE_ISA {
 

@@ -4,7 +4,9 @@
 // chunk. Output (row, n) is kChains running sums, sum c taking columns k with k % kChains == c in ascending order,
 // added at the end as a fixed tree: the order depends on k alone, never on the batch.
 
+#include "half_floats.h"
 #include "kernels.h"
+#include "lanes.h"
 
 namespace nybble::NYBBLE_ISA {
 
@@ -13,6 +15,14 @@ namespace {
 constexpr int64_t kChunkColumns = 128;  // 8 KiB of decoded weights, in L1
 constexpr int64_t kAheadColumns = 2 * kChunkColumns;
 constexpr int64_t kBlockRows = 32;  // batch rows per decoded chunk: 8 KiB of running sums
+
+#if defined(NYBBLE_ISA_AVX512)
+constexpr int kChains = 4;        // independent sums per output, k modulo kChains
+constexpr int kWideRowTile = 12;  // batch rows sharing one pass over decoded weights, a chain at a time
+#else
+constexpr int kChains = 2;
+constexpr int kWideRowTile = 4;
+#endif
 
 constexpr int kPanelGroup = kWideRowTile >= 12 ? 2 : 1;  // panels that share the loads of activations
 

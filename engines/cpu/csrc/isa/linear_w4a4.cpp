@@ -14,6 +14,7 @@
 // activations) still makes the row NaN: min returns its second operand then.
 
 #include "kernels.h"
+#include "lanes.h"
 
 namespace nybble::NYBBLE_ISA {
 

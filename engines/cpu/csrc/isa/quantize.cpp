@@ -3,6 +3,7 @@
 // instruction set: there is nothing to fuse and no sum. A block with a NaN or infinity gets a NaN scale, so that every
 // output of its row is NaN; its codes are zero.
 
+#include "float_bits.h"
 #include "kernels.h"
 
 namespace nybble::NYBBLE_ISA {

@@ -1,6 +1,8 @@
 // A row of logits: its largest one, and weights in place of probabilities.
 
+#include "exponential.h"
 #include "kernels.h"
+#include "lanes.h"
 
 namespace nybble::NYBBLE_ISA {
 

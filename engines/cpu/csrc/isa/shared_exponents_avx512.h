@@ -1,6 +1,7 @@
 #pragma once
 // A row's superblock for W4A4 MXFP4: codes shifted to the lowest exponent of its blocks. See integer_rows.h.
 
+#include "float_bits.h"
 #include "integer_rows.h"
 
 namespace nybble::NYBBLE_ISA {
