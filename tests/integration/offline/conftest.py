@@ -1,39 +1,11 @@
-"""The `nybble` command in this process, and the golden calibration ids as a file."""
+"""The golden calibration ids, also as a file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from service.cli import main
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a run of the command left behind."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Run `nybble` with these arguments."""
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr("sys.argv", ["nybble", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capfdbinary.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Result(caught.value.code, out.decode(), err.decode())
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -28,9 +28,9 @@ from engines.trtllm.manifest import load_for, read_manifest, stale_reasons, veri
 from engines.trtllm.model_facts import read_engine_facts
 from engines.trtllm.pytorch_config import read_llm_options
 from service.tokenizer import Tokenizer
-from tests.integration.offline.conftest import Result
 from tests.support import fake_trtllm_build
 from tests.support.checkpoint_edits import copy_checkpoint, edit_tensors
+from tests.support.command_line import Result
 from tests.support.nvfp4_checkpoint import mixtral
 from tests.support.plain_forward import read_tensors
 from tests.support.random_checkpoint import RandomCheckpoint

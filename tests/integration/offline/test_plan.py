@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.capacity import cpu_device
-from tests.integration.offline.conftest import Result
+from tests.support.command_line import Result
 
 MIXTRAL = "mixtral-nvfp4-modelopt"
 

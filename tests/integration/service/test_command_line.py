@@ -5,42 +5,19 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from service.cli import main
 from service.errors import MissingScope
 from service.exposure import check_exposure, is_loopback
 from service.keys.entry import Scope
 from service.keys.file import read_keys
 from service.keys.ring import KeyRing
 from service.settings import ServiceSettings
+from tests.support.command_line import Result
 
 CHECKPOINT = str(Path(__file__).parents[2] / "golden" / "mistral-mxfp4-ct")
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a run of the command left behind."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    def run(*arguments: str) -> Result:
-        monkeypatch.setattr("sys.argv", ["nybble", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capfdbinary.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Result(caught.value.code, out.decode(), err.decode())
-
-    return run
 
 
 @pytest.mark.parametrize(
