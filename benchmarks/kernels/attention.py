@@ -14,7 +14,6 @@ benchmarks.kernels.linear.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import record
+from benchmarks.kernels.timing import add_timing_options, chosen_clock
 from engines.bench.timed_cases import Case, best_seconds
 from engines.cpu import kernels
 from engines.cpu.machine_limits import MachineLimits, measure_machine_limits
@@ -133,22 +133,21 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--threads", type=int, default=kernels.num_threads())
     parser.add_argument("--kv-cache-dtype", choices=tuple(_STORED), default="bfloat16")
     parser.add_argument(
         "--only", default="", metavar="TEXT", help='cases with this in their name: "decode 1x"'
     )
-    parser.add_argument("--seconds", type=float, default=0.5, help="per case")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    add_timing_options(parser, seconds_are="per case")
     record.add_output_option(parser)
     options = parser.parse_args(arguments)
     kernels.set_num_threads(options.threads)
     begun = record.begin("benchmarks.kernels.attention", arguments)
     limits = measure_machine_limits(options.threads)
-    clock = time.perf_counter if options.clock == "wall" else lambda: time.process_time() / options.threads
     rows = [
         row(case, seconds, limits)
-        for case, seconds in measure(options.kv_cache_dtype, options.only, options.seconds, clock)
+        for case, seconds in measure(
+            options.kv_cache_dtype, options.only, options.seconds, chosen_clock(options)
+        )
     ]
     print(
         f"{limits.isa}, {limits.num_threads} threads: read {limits.read_bytes_per_second / 1e9:.1f} GB/s, "

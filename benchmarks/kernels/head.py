@@ -7,13 +7,13 @@ of each counts. The weight is larger than the caches. `--clock cpu` as in benchm
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from benchmarks import record
+from benchmarks.kernels.timing import add_timing_options, chosen_clock
 from engines.bench.timed_cases import Case, best_seconds
 from engines.cpu import kernels
 from engines.cpu.machine_limits import MachineLimits, measure_machine_limits
@@ -57,22 +57,21 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--threads", type=int, default=kernels.num_threads())
     parser.add_argument("--rows", default="1,2,4,8,12,16,24,32,64")
     parser.add_argument("--vocab-size", type=int, default=32_000)
     parser.add_argument("--hidden-size", type=int, default=2048)
-    parser.add_argument("--seconds", type=float, default=0.5, help="per number of rows")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    add_timing_options(parser, seconds_are="per number of rows")
     record.add_output_option(parser)
     options = parser.parse_args()
     kernels.set_num_threads(options.threads)
     begun = record.begin("benchmarks.kernels.head")
     limits = measure_machine_limits(options.threads)
-    clock = time.perf_counter if options.clock == "wall" else lambda: time.process_time() / options.threads
     cases = head_cases(options.vocab_size, options.hidden_size, list(map(int, options.rows.split(","))))
     rows = [
         row(case, seconds, limits)
-        for case, seconds in zip(cases, best_seconds(cases, options.seconds, clock), strict=True)
+        for case, seconds in zip(
+            cases, best_seconds(cases, options.seconds, chosen_clock(options)), strict=True
+        )
     ]
     about = {
         "vocab_size": options.vocab_size,

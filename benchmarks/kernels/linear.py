@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import record
+from benchmarks.kernels.timing import add_timing_options, chosen_clock
 from engines.bench.timed_cases import Case, best_seconds
 from engines.cpu import kernels
 from engines.cpu.machine_limits import MachineLimits, measure_machine_limits
@@ -152,15 +152,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--threads", type=int, default=kernels.num_threads())
     parser.add_argument("--rows", default="1,2,4,8,16,24,32,64,512")
     parser.add_argument("--outputs", type=int, default=14336)
     parser.add_argument("--columns", type=int, default=4096)
     parser.add_argument("--layouts", default="mxfp4,nvfp4")
     parser.add_argument("--activations", default="fp4,bf16")
-    parser.add_argument("--seconds", type=float, default=0.5, help="per case")
     parser.add_argument("--copies", type=int, help="of each weight; 1 and a small weight: all in cache")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    add_timing_options(parser, seconds_are="per case")
     record.add_output_option(parser)
     return parser.parse_args(arguments)
 
@@ -171,11 +169,12 @@ def main(arguments: list[str] | None = None) -> None:
     kernels.set_num_threads(options.threads)
     begun = record.begin("benchmarks.kernels.linear", arguments)
     limits = measure_machine_limits(options.threads)
-    clock = time.perf_counter if options.clock == "wall" else lambda: time.process_time() / options.threads
     timed = list(cases(options))
     rows = [
         row(case, seconds, limits)
-        for case, seconds in zip(timed, best_seconds(timed, options.seconds, clock), strict=True)
+        for case, seconds in zip(
+            timed, best_seconds(timed, options.seconds, chosen_clock(options)), strict=True
+        )
     ]
     show(rows, limits)
     if options.output is not None:
