@@ -28,8 +28,9 @@ class CachedSequence:
     def slots(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the cache holds these positions."""
         block_size = self.keys.shape[2]
-        slots: NDArray[np.int64] = self.block_table[positions // block_size].astype(np.int64) * block_size
-        return slots + positions % block_size
+        blocks = self.block_table[positions // block_size]
+        slots: NDArray[np.int64] = blocks.astype(np.int64) * block_size + positions % block_size
+        return slots
 
 
 def fill_cache(

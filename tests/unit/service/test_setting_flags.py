@@ -33,5 +33,6 @@ def test_the_help_ends_with_the_default(name: str) -> None:
     shown = re.fullmatch(r".*\[(.+)\]", annotation.__metadata__[0].help)
     assert shown is not None
     field = ServiceSettings.model_fields[name]
+    assert field.annotation is not None
     if field.default not in (None, "", ()):  # otherwise the help says what happens without a value
         assert TypeAdapter(field.annotation).validate_python(shown[1]) == field.default
