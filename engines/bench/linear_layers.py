@@ -75,7 +75,7 @@ def load_products(checkpoint: Checkpoint, options: LinearOptions) -> Iterator[Pr
         for name, modules in _layer_modules(checkpoint, layer):
             linears.setdefault(name, []).append(build_linear(modules, options))
             firsts.setdefault(name, modules)
-            loaded_bytes += sum(map(_stored_bytes, modules))
+            loaded_bytes += sum(module.num_bytes for module in modules)
         checkpoint.tensors.release_pages()
         if loaded_bytes >= _COLD_BYTES:
             break
@@ -86,7 +86,7 @@ def load_products(checkpoint: Checkpoint, options: LinearOptions) -> Iterator[Pr
             name=name,
             linears=tuple(linears[name]),
             num_columns=_num_columns(modules[0]),
-            num_bytes=sum(map(_stored_bytes, modules)),
+            num_bytes=sum(module.num_bytes for module in modules),
             is_fp4=isinstance(modules[0], Fp4Tensors),
         )
 
@@ -145,14 +145,6 @@ def _phase(product: Product, case: Case, seconds: float, machine: Device) -> Ker
         operations_per_second=case.num_operations / seconds,
         limit=case.num_rows / max(by_bandwidth, by_arithmetic),
         bound="bandwidth" if by_bandwidth >= by_arithmetic else "arithmetic",
-    )
-
-
-def _stored_bytes(module: Module) -> int:
-    return (
-        module.data.nbytes
-        if isinstance(module, DenseTensors)
-        else module.packed.nbytes + module.scales.nbytes
     )
 
 

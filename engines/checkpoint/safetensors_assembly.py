@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from engines.checkpoint.durable_writes import write_at
 from engines.checkpoint.safetensors_writer import TensorSpec, encode_header
 
 _LENGTH_BYTES = 8
@@ -47,7 +48,7 @@ class SafetensorsAssembly:
                 raise ValueError(f"{self.path}: is another file than the one to be continued")
             return
         os.ftruncate(self._descriptor, 0)
-        _write_all(self._descriptor, start, 0)
+        write_at(self._descriptor, start, 0)
         os.posix_fallocate(self._descriptor, 0, size)  # last: a file of its final size has its header
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
@@ -59,7 +60,7 @@ class SafetensorsAssembly:
         view = memoryview(data).cast("B")
         if view.nbytes != size:
             raise ValueError(f"{self.path}: tensor {name!r}: got {view.nbytes} bytes; it takes {size}")
-        _write_all(self._descriptor, view, position)
+        write_at(self._descriptor, view, position)
 
     def sync(self) -> None:
         """Return once everything written so far is on the disk."""
@@ -70,10 +71,3 @@ class SafetensorsAssembly:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-def _write_all(descriptor: int, data: bytes | memoryview, position: int) -> None:
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(descriptor, rest, position)
-        rest, position = rest[written:], position + written

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from engines.checkpoint.durable_writes import sync_directory
 from engines.checkpoint.safetensors_file import VIEW_DTYPES
 
 _ALIGNMENT_BYTES = 8
@@ -95,12 +96,3 @@ def _write_data(
                 f"{spec.dtype} {list(spec.shape)} takes {spec.num_bytes}"
             )
         file.write(chunk)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in `directory` survive a loss of power."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

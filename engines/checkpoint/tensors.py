@@ -24,6 +24,11 @@ class DenseTensors:
     bias: NDArray[np.float32] | None = None
 
     @property
+    def num_bytes(self) -> int:
+        """Of the weight as stored."""
+        return self.data.nbytes
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return self.data.shape
 
@@ -58,6 +63,11 @@ class Fp4Tensors:
     input_scale: float | None
     quantizes_activations: bool
     bias: NDArray[np.float32] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weight as stored, codes and block scales."""
+        return self.packed.nbytes + self.scales.nbytes
 
     @property
     def rounds_to_bfloat16(self) -> bool:

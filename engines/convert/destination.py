@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from engines.checkpoint.durable_writes import sync_directory
 from engines.convert.errors import DestinationError
 
 # Files beside the weights that stay true: tokenizer, generation settings, licence. Not the model card, which
@@ -64,7 +65,7 @@ def written_aside(destination: Path) -> Iterator[Path]:
         aside.chmod(0o755)
         yield aside
         os.rename(aside, destination)
-        _sync(destination.absolute().parent)
+        sync_directory(destination.absolute().parent)
     except OSError as error:
         raise _as_destination_error(destination, error) from error
     finally:
@@ -87,14 +88,6 @@ def write_text(path: Path, content: str) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _as_destination_error(destination: Path, error: OSError) -> DestinationError:

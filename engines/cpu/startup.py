@@ -92,7 +92,7 @@ def _load_model(
 
     def build(modules: Sequence[Module], linear: LinearOptions) -> Linear:
         built = build_linear(modules, linear)
-        tracker.advance(sum(map(_stored_bytes, modules)))
+        tracker.advance(sum(module.num_bytes for module in modules))
         return built
 
     linear_options = LinearOptions(options.activations == "checkpoint", options.numerics == "reference")
@@ -159,7 +159,7 @@ def _linear_bytes(checkpoint: Checkpoint) -> int:
     """What `load_decoder` hands to its builder: all but norms and an embedding beside a head."""
     head = checkpoint.linear("lm_head")
     return sum(
-        _stored_bytes(module)
+        module.num_bytes
         for module in checkpoint.modules()
         if module is head or isinstance(module, Fp4Tensors) or _is_dense_linear(module)
     )
@@ -167,14 +167,6 @@ def _linear_bytes(checkpoint: Checkpoint) -> int:
 
 def _is_dense_linear(module: DenseTensors) -> bool:
     return module.data.ndim == 2 and module.name != "model.embed_tokens"
-
-
-def _stored_bytes(module: Module) -> int:
-    return (
-        module.data.nbytes
-        if isinstance(module, DenseTensors)
-        else module.packed.nbytes + module.scales.nbytes
-    )
 
 
 def _check_options(options: EngineOptions) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.checkpoint.durable_writes import write_at
 from engines.cpu.forward_batch import ForwardBatch
 
 Float32Array = NDArray[np.float32]
@@ -43,10 +44,7 @@ class HiddenStates:
     def write(self, begin: int, rows: Float32Array) -> None:
         """Store `rows` from row `begin` on."""
         view = np.ascontiguousarray(rows).reshape(-1).data.cast("B")
-        position = begin * self._hidden_size * 4
-        while view:
-            count = os.pwrite(self._descriptor, view, position)
-            view, position = view[count:], position + count
+        write_at(self._descriptor, view, begin * self._hidden_size * 4)
 
     def sync(self) -> None:
         """Return once the rows are on the disk."""

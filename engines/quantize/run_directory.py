@@ -19,7 +19,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from engines.checkpoint.safetensors_writer import sync_directory
+from engines.checkpoint.durable_writes import sync_directory
 from engines.quantize.errors import DestinationError, SourceChanged
 
 _VERSION = 1

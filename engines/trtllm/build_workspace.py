@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engines.checkpoint.safetensors_writer import sync_directory
+from engines.checkpoint.durable_writes import sync_directory
 from engines.trtllm.errors import DestinationError
 
 _KEY_FILE = "build_key"
