@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from service import outbox as outbox_module
 from service.outbox import BUSY_GAP_SECONDS, GAP_SECONDS, Outbox, Pace
 from service.sse import FrameTemplate, frame
+from tests.support.virtual_time import in_virtual_time, until_quiet
 
 
 class Wire:
@@ -29,12 +29,7 @@ class Wire:
         self.ended = not message["more_body"]
 
 
-@pytest.fixture
-def far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gap no test waits for."""
-    monkeypatch.setattr(outbox_module, "GAP_SECONDS", 3600.0)
-
-
+@in_virtual_time
 async def test_the_first_piece_leaves_at_once() -> None:
     wire = Wire()
     box = Outbox(wire.send, Pace())
@@ -43,7 +38,7 @@ async def test_the_first_piece_leaves_at_once() -> None:
     assert wire.bodies == [b"a"]
 
 
-@pytest.mark.usefixtures("far_apart")
+@in_virtual_time
 async def test_pieces_that_follow_fast_leave_together_with_the_end() -> None:
     wire = Wire()
     box = Outbox(wire.send, Pace())
@@ -57,6 +52,7 @@ async def test_pieces_that_follow_fast_leave_together_with_the_end() -> None:
     assert wire.ended
 
 
+@in_virtual_time
 async def test_what_waits_leaves_by_itself_when_the_gap_is_over() -> None:
     wire = Wire()
     box = Outbox(wire.send, Pace())
@@ -65,15 +61,14 @@ async def test_what_waits_leaves_by_itself_when_the_gap_is_over() -> None:
     await box.flush()
     box.put(b"b")
     box.put(b"c")
-    deadline = asyncio.get_running_loop().time() + 5
-    while len(wire.bodies) < 2:
-        assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0.001)
+    await until_quiet()
+    assert wire.bodies == [b"a"]
+    await asyncio.sleep(GAP_SECONDS)
     assert wire.bodies == [b"a", b"bc"]
     running.cancel()
 
 
-@pytest.mark.usefixtures("far_apart")
+@in_virtual_time
 async def test_a_reader_who_is_behind_stops_the_writer() -> None:
     wire = Wire()
     box = Outbox(wire.send, Pace())
@@ -85,13 +80,14 @@ async def test_a_reader_who_is_behind_stops_the_writer() -> None:
     assert num_kept == 64
     wire.gate.clear()
     flushing = asyncio.create_task(box.flush())
-    await asyncio.sleep(0)
+    await until_quiet()
     assert not flushing.done()
     wire.gate.set()
     await flushing
     assert len(wire.bodies[1]) == 65 * 1024
 
 
+@in_virtual_time
 async def test_order_is_kept_while_a_lot_is_held_up() -> None:
     wire = Wire()
     box = Outbox(wire.send, Pace())
@@ -99,7 +95,7 @@ async def test_order_is_kept_while_a_lot_is_held_up() -> None:
     wire.gate.clear()
     box.put(b"0")
     flushing = asyncio.create_task(box.flush())
-    await asyncio.sleep(0)
+    await until_quiet()
     expected = b"0"
     for number in range(1, 50):
         piece = b"-%d" % number
@@ -141,6 +137,7 @@ def test_the_gap_grows_while_very_many_pieces_leave_and_shrinks_again() -> None:
     assert pace.gap_seconds == GAP_SECONDS
 
 
+@in_virtual_time
 async def test_what_comes_while_the_writer_is_held_up_leaves_by_itself_too() -> None:
     wire = Wire()
     box = Outbox(wire.send, Pace())
@@ -149,13 +146,10 @@ async def test_what_comes_while_the_writer_is_held_up_leaves_by_itself_too() -> 
     await box.flush()
     wire.gate.clear()
     box.put(b"b")
-    deadline = asyncio.get_running_loop().time() + 5
-    while wire.asked != [b"a", b"b"]:
-        assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0.001)
+    await asyncio.sleep(GAP_SECONDS)
+    assert wire.asked == [b"a", b"b"]
     box.put(b"c")
     wire.gate.set()
-    while wire.bodies != [b"a", b"b", b"c"]:
-        assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0.001)
+    await until_quiet()
+    assert wire.bodies == [b"a", b"b", b"c"]
     running.cancel()
