@@ -101,6 +101,8 @@ async def test_order_is_kept_while_a_lot_is_held_up() -> None:
         piece = b"-%d" % number
         expected += piece
         box.put(piece)
+    await asyncio.sleep(GAP_SECONDS)
+    assert wire.asked == [b"0"]  # one sending at a time
     wire.gate.set()
     await flushing
     await box.flush(is_last=True)
