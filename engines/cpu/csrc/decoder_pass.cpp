@@ -40,6 +40,7 @@ void DecoderPass::run(const PassBatch& batch, const std::vector<KvCache>& caches
   const std::int64_t num_rows = batch.attention.num_rows, hidden = shape_.hidden_size;
   check_indices("positions", batch.positions, num_rows, tables_.num_positions);
   check_indices("logits_rows", batch.logits_rows, batch.num_logits_rows, num_rows);
+  const PassUnderWay under_way;
   residual_ = residual_memory_.take<float>(num_rows * hidden);
   normed_ = normed_memory_.take<float>(num_rows * hidden);
   branch_ = branch_memory_.take<float>(num_rows * hidden);

@@ -22,8 +22,11 @@ namespace {
 
 constexpr double kMinParallelCost = 100e3;  // about 10 us of scalar work, what waking a thread costs
 constexpr double kMinAwakeCost = 16e3;      // the same while the workers still look out for work
-// Longer than what lies between two products of a layer, far shorter than what lies between two steps.
+// A thread without work looks out for it for so long before it sleeps: not from one step to the next.
 constexpr std::chrono::microseconds kSpinTime{50};
+// The same inside a pass. A core whose thread sleeps is given to whatever else runs, for a time slice of milliseconds,
+// and all other threads then wait for that.
+constexpr std::chrono::microseconds kSpinTimeInPass{2000};
 constexpr std::int64_t kChunkPart = 8;   // of what a thread has left, it takes this part at a time
 constexpr std::int64_t kManyUnits = 32;  // a thread
 constexpr std::int64_t kMaxUnits = (std::int64_t{1} << 32) - 1;
@@ -49,10 +52,16 @@ void pin_thread(int index, int num_threads) {
   (void)pthread_setaffinity_np(pthread_self(), sizeof(target), &target);  // advice only
 }
 
+std::atomic<int> num_passes{0};  // under way
+
+std::chrono::microseconds spin_time() {
+  return num_passes.load(std::memory_order_relaxed) > 0 ? kSpinTimeInPass : kSpinTime;
+}
+
 /// Waits a while for `done` without giving up the processor, and fetches meanwhile.
 template <typename Condition>
 bool spin_until(const Condition& done, ShareFetch& fetch) {
-  const auto end = std::chrono::steady_clock::now() + kSpinTime;
+  const auto begin = std::chrono::steady_clock::now();
   do {
     for (int i = 0; i < 8; ++i) {
       if (done()) return true;
@@ -62,7 +71,7 @@ bool spin_until(const Condition& done, ShareFetch& fetch) {
         fetch.fetch_some();
       }
     }
-  } while (std::chrono::steady_clock::now() < end);
+  } while (std::chrono::steady_clock::now() - begin < spin_time());
   return false;
 }
 
@@ -83,7 +92,7 @@ class ThreadPool {
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   /// Whether a region begins at once: workers that sleep take as long to wake as kMinParallelCost.
-  bool is_awake() const { return std::chrono::steady_clock::now() - last_end_ < kSpinTime / 2; }
+  bool is_awake() const { return std::chrono::steady_clock::now() - last_end_ < spin_time() / 2; }
 
   void run(std::int64_t num_units, const RangeFunction& function, const UpcomingRead& upcoming) {
     function_ = &function;
@@ -215,6 +224,7 @@ PoolState& state() {
       const int wanted = g_state->wanted_threads.load();
       g_state = new PoolState;
       g_state->wanted_threads.store(wanted);
+      num_passes.store(0);
     });
   });
   return *g_state;
@@ -258,6 +268,10 @@ void parallel_for(std::int64_t num_units, double unit_cost, const RangeFunction&
   }
   pool_state.pool->run(num_units, function, pool_state.upcoming);
 }
+
+PassUnderWay::PassUnderWay() { num_passes.fetch_add(1, std::memory_order_relaxed); }
+
+PassUnderWay::~PassUnderWay() { num_passes.fetch_sub(1, std::memory_order_relaxed); }
 
 void pin_calling_thread() { pin_thread(0, num_threads()); }
 

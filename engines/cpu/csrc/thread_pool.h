@@ -25,6 +25,16 @@ void set_num_threads(int count);
 /// which chunk varies, so results must not depend on the split. `function` must not throw.
 void parallel_for(std::int64_t num_units, double unit_cost, const RangeFunction& function);
 
+/// While one exists regions follow each other closely: threads without work keep looking out for it and do not sleep,
+/// unless they are made to wait for long.
+class PassUnderWay {
+ public:
+  PassUnderWay();
+  ~PassUnderWay();
+  PassUnderWay(const PassUnderWay&) = delete;
+  PassUnderWay& operator=(const PassUnderWay&) = delete;
+};
+
 /// For the thread that will run regions: ties it to the core that the workers leave it, unless there are more cores
 /// than threads. Otherwise the system may put it beside a worker, on one core, when something else runs for a moment.
 void pin_calling_thread();

@@ -40,6 +40,19 @@ bool region_is_whole(std::int64_t num_units, std::int64_t held) {
   return whole;
 }
 
+bool regions_are_whole() {
+  bool whole = true;
+  for (const int threads : {2, 3, 4}) {
+    set_num_threads(threads);
+    for (const std::int64_t num_units : {2, 3, 5, 16, 63, 64, 65, 127, 129, 1000, 4097}) {
+      for (const std::int64_t held : {std::int64_t{-1}, std::int64_t{0}, num_units / 2, num_units - 1}) {
+        whole = whole && region_is_whole(num_units, held);
+      }
+    }
+  }
+  return whole;
+}
+
 /// Steps until a share is fetched.
 int num_steps(ShareFetch& fetch) {
   int steps = 0;
@@ -69,15 +82,12 @@ bool shares_are_fetched_once() {
 
 bool units_are_done_once() {
   const int before = num_threads();
-  bool whole = true;
-  for (const int threads : {2, 3, 4}) {
-    set_num_threads(threads);
-    for (const std::int64_t num_units : {2, 3, 5, 16, 63, 64, 65, 127, 129, 1000, 4097}) {
-      for (const std::int64_t held : {std::int64_t{-1}, std::int64_t{0}, num_units / 2, num_units - 1}) {
-        whole = whole && region_is_whole(num_units, held);
-      }
-    }
+  bool whole = regions_are_whole();
+  {
+    const PassUnderWay one, another;
+    whole = whole && regions_are_whole();
   }
+  whole = whole && regions_are_whole();
   set_num_threads(before);
   return whole;
 }
