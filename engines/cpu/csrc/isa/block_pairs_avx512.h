@@ -12,20 +12,6 @@
 
 namespace nybble::NYBBLE_ISA {
 
-/// Both halves of 64 packed bytes as doubled codes plus 12.
-template <bool Vbmi>
-class CodeUnpacker {
- public:
-  CodeUnpacker() : table_(biased_codes()) {}
-
-  // Six bits of an index count with VBMI: the table has 16 entries four times.
-  __m512i low(__m512i raw) const { return Vbmi ? look_up(raw, table_) : _mm512_shuffle_epi8(table_, low_nibbles(raw)); }
-  __m512i high(__m512i raw) const { return low(_mm512_srli_epi16(raw, 4)); }
-
- private:
-  __m512i table_;
-};
-
 /// Quarters of two blocks' E4M3 scales, [block][16] bytes below 127. Their bits, seven places up, are those of a
 /// float16 2^-8 as large.
 inline void e4m3_quarters(const std::uint8_t* scales, F16 (&quarters)[2]) {

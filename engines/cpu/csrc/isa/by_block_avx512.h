@@ -55,7 +55,7 @@ class ByBlock {
 
   /// Block sums with their biases, [row].
   void multiply(const std::uint8_t* packed, int block, __m512i (&sums)[Rows]) const {
-    const __m512i table = biased_codes();
+    const CodeUnpacker<false> unpacker;
     __m512i parts[Rows][Parts];
     for (int r = 0; r < Rows; ++r) {
       parts[r][0] = _mm512_setzero_si512();
@@ -63,8 +63,8 @@ class ByBlock {
     }
     for (int step = 0; step < Group / 8; ++step) {
       const __m512i raw = _mm512_load_si512(packed + step * 64);
-      const __m512i low = _mm512_shuffle_epi8(table, low_nibbles(raw));
-      const __m512i high = _mm512_shuffle_epi8(table, low_nibbles(_mm512_srli_epi16(raw, 4)));
+      const __m512i low = unpacker.low(raw);
+      const __m512i high = unpacker.high(raw);
       for (int r = 0; r < Rows; ++r) {
         for (int part = 0; part < Parts; ++part) {
           const std::int8_t* x = codes_[r] + part * kSuperblockColumns + block * Group + step * 8;

@@ -80,6 +80,27 @@ inline __m512i biased_codes() {
   return _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
 }
 
+/// Entry i of `table` for each byte's low six bits i (VBMI).
+inline __m512i look_up(__m512i indices, __m512i table) {
+  __m512i out;
+  asm("vpermb %2, %1, %0" : "=v"(out) : "v"(indices), "v"(table));
+  return out;
+}
+
+/// Both halves of 64 packed bytes as doubled codes plus 12.
+template <bool Vbmi>
+class CodeUnpacker {
+ public:
+  CodeUnpacker() : table_(biased_codes()) {}
+
+  // Six bits of an index count with VBMI: the table has 16 entries four times.
+  __m512i low(__m512i raw) const { return Vbmi ? look_up(raw, table_) : _mm512_shuffle_epi8(table_, low_nibbles(raw)); }
+  __m512i high(__m512i raw) const { return low(_mm512_srli_epi16(raw, 4)); }
+
+ private:
+  __m512i table_;
+};
+
 inline __mmask16 lane_mask(const Fp4Panel& panel) { return static_cast<__mmask16>((1U << panel.num_lanes) - 1U); }
 
 /// 0.25 * 2^(byte - 127) for exponents that may be shared.

@@ -15,13 +15,6 @@ namespace nybble::NYBBLE_ISA {
 #define NYBBLE_UNROLL _Pragma("GCC unroll 32")
 #endif
 
-/// Entry i of `table` for each byte's low six bits i (VBMI).
-inline __m512i look_up(__m512i indices, __m512i table) {
-  __m512i out;
-  asm("vpermb %2, %1, %0" : "=v"(out) : "v"(indices), "v"(table));
-  return out;
-}
-
 /// How a block's codes are shifted, for its 16 outputs of four bytes each.
 template <bool Vbmi>
 struct BlockShift {
