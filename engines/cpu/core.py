@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -17,7 +18,7 @@ from engines.cpu.prefill_pacer import PrefillPacer
 from engines.cpu.sampler import SequenceSampler
 from engines.cpu.speculation.speculator import Speculator
 from engines.cpu.step_times import StepTimes, prefill_chunks, step_kind
-from engines.cpu.token_draw import logits_peak
+from engines.cpu.token_draw import NOT_FINITE
 from engines.errors import EngineError, GenerationFailed, GrammarFailed
 from engines.grammar.constraint import Constraint
 from engines.request import FinishReason, GenerationRequest, SequenceTiming, TokenLogprob, TokenOutput
@@ -179,25 +180,29 @@ class EngineCore:
         if result.following is None or sequence.request.sampling.max_tokens == 0:
             return None
         try:
-            return self._sample_rows(generation, result.following, result.scheduled.draft_token_ids)
+            return self._sample_rows(
+                generation, result.following, result.likeliest, result.scheduled.draft_token_ids
+            )
         except GrammarFailed as error:
             return error
 
     @staticmethod
     def _sample_rows(
-        generation: _Generation, rows: NDArray[np.float32], drafts: tuple[int, ...]
+        generation: _Generation,
+        rows: NDArray[np.float32],
+        likeliest: SequenceOf[int],
+        drafts: tuple[int, ...],
     ) -> tuple[int, ...] | EngineError:
         """A token from each row, up to the first that is not the one guessed, or ends the sequence.
 
         A token is drawn as it would be without drafts: guesses change how fast tokens come, never which.
         """
         token_ids: list[int] = []
-        for row, draft in zip_longest(rows, drafts):
-            peak = logits_peak(row)
-            if not peak.all_finite:
+        sampler = generation.sampler
+        for row, likeliest_id, draft in zip_longest(rows, likeliest, drafts):
+            if likeliest_id == NOT_FINITE:
                 return _non_finite_logits()
-            sampler = generation.sampler
-            token_id = peak.token_id if sampler.is_plain_greedy else sampler.sample(row)
+            token_id = likeliest_id if sampler.is_plain_greedy else sampler.sample(row)
             sampler.observe(token_id)
             token_ids.append(token_id)
             if token_id != draft or token_id in generation.stop_ids:

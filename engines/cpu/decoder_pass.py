@@ -117,8 +117,13 @@ class DecoderPass:
                 [(gate_up.handle, down.handle) for gate_up, down in layer.experts],
             )
 
-    def run(self, batch: ForwardBatch, cache: KvCache, logits: Float32Array) -> None:
-        """Fill `logits`, float32 [num_logits_rows, vocab_size], and the batch's slots of `cache`."""
+    def run(
+        self, batch: ForwardBatch, cache: KvCache, logits: Float32Array, likeliest: NDArray[np.int64]
+    ) -> None:
+        """Fill `logits`, float32 [num_logits_rows, vocab_size], and the batch's slots of `cache`.
+
+        `likeliest`, int64 [num_logits_rows], becomes `token_draw.likeliest_tokens` of the logits.
+        """
         self._pass.run(
             batch.token_ids,
             batch.positions,
@@ -130,4 +135,5 @@ class DecoderPass:
             cache.keys,
             cache.values,
             logits,
+            likeliest,
         )

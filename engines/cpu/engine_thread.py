@@ -19,6 +19,8 @@ from engines.request import GenerationRequest
 
 _logger = logging.getLogger(__name__)
 
+_STATS_SECONDS = 0.1  # between two snapshots: of one for every step a decode would feel the time
+
 
 @dataclass(frozen=True, slots=True)
 class _Submission:
@@ -57,6 +59,7 @@ class EngineThread:
         self._wakeup = threading.Condition()
         self._stopping = False
         self._stats = core.stats()
+        self._stats_at = time.perf_counter()
         self._thread = threading.Thread(target=self._run, name="nybble-engine", daemon=True)
 
     def start(self) -> None:
@@ -82,7 +85,10 @@ class EngineThread:
         return command.done
 
     def stats(self) -> EngineStats:
-        """The core's last snapshot, counting requests handed over but not yet seen as waiting."""
+        """The core's last snapshot, counting requests handed over but not yet seen as waiting.
+
+        Taken after steps in which a request came or ended, and else every tenth of a second.
+        """
         with self._wakeup:
             stats = self._stats
             return replace(stats, num_waiting=stats.num_waiting + self._num_submitted)
@@ -100,10 +106,12 @@ class EngineThread:
         kernels.pin_calling_thread()
         try:
             while self._wait_for_work():
+                has_commands = bool(self._commands)
                 outputs = self._obey_commands()
                 if self._core.has_work:
                     outputs.extend(self._core.step())
-                self._publish_stats()
+                if has_commands or self._stats_are_old() or any(map(_is_last, outputs)):
+                    self._publish_stats()
                 if outputs:
                     self._deliver(outputs)
         except BaseException as error:
@@ -140,11 +148,15 @@ class EngineThread:
                 outputs.append((command.request.request_id, error))
             self._publish_stats(num_taken=1)
 
+    def _stats_are_old(self) -> bool:
+        return time.perf_counter() - self._stats_at >= _STATS_SECONDS
+
     def _publish_stats(self, num_taken: int = 0) -> None:
         stats = self._core.stats()
         with self._wakeup:
             self._stats = stats
             self._num_submitted -= num_taken
+        self._stats_at = time.perf_counter()
 
     def _let_go(self) -> None:
         """The thread ends: nothing runs any more, and nobody may wait for it."""
@@ -156,3 +168,8 @@ class EngineThread:
         for command in commands:
             if isinstance(command, _Abort):
                 command.done.set_result(None)
+
+
+def _is_last(step_output: StepOutput) -> bool:
+    _, output = step_output
+    return isinstance(output, EngineError) or output.finish_reason is not None

@@ -23,12 +23,13 @@ class SequenceLogits:
     `prompt` are the rows of the prompt positions in this chunk when their log-probabilities are wanted,
     float32 [num_tokens, vocab_size] starting at the chunk's first position; `following` are the rows to
     sample from, float32 [1 + number of drafts, vocab_size], when the chunk reached the newest token: its row
-    and those of the drafts after it.
+    and those of the drafts after it; `likeliest` are their `token_draw.likeliest_tokens`.
     """
 
     scheduled: ScheduledSequence
     prompt: NDArray[np.float32] | None
     following: NDArray[np.float32] | None
+    likeliest: Sequence[int] = ()
 
 
 class ModelRunner:
@@ -41,20 +42,18 @@ class ModelRunner:
 
     def run(self, batch: Batch) -> list[SequenceLogits]:
         """Compute the batch's tokens; one entry per scheduled sequence, in the batch's order."""
-        logits = self._model.forward(self._forward_batch(batch), self._cache)
+        logits, likeliest = self._model.step(self._forward_batch(batch), self._cache)
+        likeliest_ids: list[int] = likeliest.tolist()
         results = []
-        start = 0
+        end = 0
         for scheduled in batch.scheduled:
-            num_rows = _num_logits_rows(scheduled)
-            rows = logits[start : start + num_rows]
-            start += num_rows
-            results.append(
-                SequenceLogits(
-                    scheduled,
-                    prompt=rows if scheduled.sequence.wants_prompt_logits else None,
-                    following=rows[-1 - len(scheduled.draft_token_ids) :] if scheduled.needs_logits else None,
-                )
-            )
+            start, end = end, end + _num_logits_rows(scheduled)
+            prompt = logits[start:end] if scheduled.sequence.wants_prompt_logits else None
+            if scheduled.needs_logits:
+                first = end - 1 - len(scheduled.draft_token_ids)
+                results.append(SequenceLogits(scheduled, prompt, logits[first:end], likeliest_ids[first:end]))
+            else:
+                results.append(SequenceLogits(scheduled, prompt, None))
         return results
 
     def _forward_batch(self, batch: Batch) -> ForwardBatch:

@@ -20,6 +20,9 @@ from engines.request import SamplingParams
 
 Float32Array = NDArray[np.float32]
 
+NOT_FINITE = -1
+"""In place of a row's likeliest token."""
+
 _MANTISSA_BITS = 53
 # What lies beyond is greedy, or uniform, as these already are; its inverse would be inf, or 0, in float32.
 _LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 1e-30, 1e30
@@ -39,6 +42,17 @@ def logits_peak(logits: Float32Array) -> LogitsPeak:
     """The largest of float32 [vocab_size] logits, at least one."""
     check_array("logits", logits, FLOAT32, (None,))
     return LogitsPeak(*_kernels.logits_peak(logits))
+
+
+def likeliest_tokens(logits: Float32Array) -> NDArray[np.int64]:
+    """Each row's largest of float32 [num_rows, vocab_size] logits, the first of equal ones, at least one.
+
+    NOT_FINITE for a row in which a number is not.
+    """
+    check_array("logits", logits, FLOAT32, (None, None))
+    likeliest = np.empty(logits.shape[0], np.int64)
+    _kernels.likeliest_tokens(logits, likeliest)
+    return likeliest
 
 
 def weight_bits(vocab_size: int) -> int:

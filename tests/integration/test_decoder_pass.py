@@ -76,10 +76,11 @@ def test_one_call_equals_kernel_by_kernel(tmp_path: Path, name: str, quantize_ac
     rng = np.random.default_rng(3)
     for starts, counts in (([0, 0], [17, 5]), ([17, 5], [1, 13]), ([18, 18, 0], [1, 1, 1])):
         batch = batch_of([rng.integers(0, model.vocab_size, n).tolist() for n in counts], starts)
-        logits = model.decoder.forward(batch, model.cache)
+        logits, likeliest = model.decoder.step(batch, model.cache)
         expected = stepwise.decoder.forward_stepwise(batch, stepwise.cache)
         assert np.isfinite(expected).all()
         assert np.array_equal(logits, expected)
+        assert likeliest.tolist() == expected.argmax(axis=1).tolist()
     for mine, theirs in zip(model.cached(), stepwise.cached(), strict=True):
         assert np.array_equal(mine, theirs)
 

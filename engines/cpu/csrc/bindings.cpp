@@ -64,6 +64,12 @@ nb::tuple logits_peak(const Floats1& logits) {
   return nb::make_tuple(peak.token_id, peak.logit, peak.all_finite);
 }
 
+void likeliest_tokens(const Floats2& logits, const Array<std::int64_t, 1>& out) {
+  require(columns(logits) > 0, "there must be a logit");
+  require(rows(out) == rows(logits), "out must have an entry per row");
+  nybble::likeliest_tokens(logits.data(), rows(logits), columns(logits), out.data());
+}
+
 void token_weights(const Floats1& logits, float maximum, float inverse_temperature, float scale, const Out1& out) {
   require(out.shape(0) == logits.shape(0), "out must have an entry per logit");
   nybble::kernels().token_weights(logits.data(), static_cast<std::int64_t>(logits.shape(0)), maximum,
@@ -251,6 +257,7 @@ NB_MODULE(_kernels, m) {
         nb::arg("out").noconvert());
   m.def("draw_token", &draw_token, nb::arg("logits").noconvert(), "inverse_temperature"_a, "weight_scale"_a,
         "min_p_distance"_a, "top_k"_a, "top_p"_a, "uniform"_a);
+  m.def("likeliest_tokens", &likeliest_tokens, NoGil(), nb::arg("logits").noconvert(), nb::arg("out").noconvert());
   m.def("philox_uniform", &nybble::philox_uniform, "seed"_a, "position"_a);
 
   const auto n = [](const char* name) { return nb::arg(name).noconvert(); };

@@ -111,13 +111,14 @@ void run(OwningPass& self, const Array<const std::int32_t, 1>& token_ids, const 
          const Array<const std::int64_t, 1>& slots, const Array<const std::int32_t, 2>& block_tables,
          const Array<const std::int32_t, 1>& query_starts, const Array<const std::int32_t, 1>& context_lens,
          const Array<const std::int64_t, 1>& logits_rows, const nb::list& keys, const nb::list& values,
-         const Out2& logits) {
+         const Out2& logits, const Array<std::int64_t, 1>& likeliest) {
   require(rows(positions) == rows(token_ids) && rows(slots) == rows(token_ids),
           "positions and slots must have one entry per token id");
   require(rows(query_starts) == rows(context_lens) + 1, "query_starts must have one entry more than context_lens");
   require(rows(block_tables) == rows(context_lens), "block_tables must have one row per sequence");
   require(rows(logits) == rows(logits_rows) && columns(logits) == self.pass.vocab_size(),
           "logits must be [logits rows, vocabulary]");
+  require(rows(likeliest) == rows(logits_rows), "likeliest must have one entry per row of logits");
   const std::vector<KvCache> caches = caches_of(self.pass, keys, values);
   const PassBatch batch{token_ids.data(),
                         positions.data(),
@@ -127,7 +128,7 @@ void run(OwningPass& self, const Array<const std::int32_t, 1>& token_ids, const 
                         logits_rows.data(),
                         rows(logits_rows)};
   nb::gil_scoped_release release;
-  self.pass.run(batch, caches, logits.data());
+  self.pass.run(batch, caches, logits.data(), likeliest.data());
 }
 
 }  // namespace
@@ -146,7 +147,7 @@ void bind_decoder(nb::module_& m) {
       .def("add_layer", &add_layer, "input_norm"_a, "qkv"_a, "output"_a, "post_attention_norm"_a, "router"_a.none(),
            "num_experts_per_token"_a, "experts"_a)
       .def("run", &run, n("token_ids"), n("positions"), n("slots"), n("block_tables"), n("query_starts"),
-           n("context_lens"), n("logits_rows"), "keys"_a, "values"_a, n("logits"));
+           n("context_lens"), n("logits_rows"), "keys"_a, "values"_a, n("logits"), n("likeliest"));
 }
 
 }  // namespace nybble::bindings

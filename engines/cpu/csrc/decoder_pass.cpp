@@ -35,7 +35,7 @@ void DecoderPass::add_layer(const PassLayer& layer) {
   layers_.push_back(layer);
 }
 
-void DecoderPass::run(const PassBatch& batch, const std::vector<KvCache>& caches, float* out) {
+void DecoderPass::run(const PassBatch& batch, const std::vector<KvCache>& caches, float* out, std::int64_t* likeliest) {
   require(caches.size() == layers_.size(), "there must be one cache per layer");
   const std::int64_t num_rows = batch.attention.num_rows, hidden = shape_.hidden_size;
   check_indices("positions", batch.positions, num_rows, tables_.num_positions);
@@ -57,7 +57,9 @@ void DecoderPass::run(const PassBatch& batch, const std::vector<KvCache>& caches
                    next);
     }
   }
-  if (batch.num_logits_rows > 0) logits(batch, out);
+  if (batch.num_logits_rows == 0) return;
+  logits(batch, out);
+  likeliest_tokens(out, batch.num_logits_rows, vocab_size(), likeliest);
 }
 
 /// The first product behind a layer; behind the last one of all the next pass begins.

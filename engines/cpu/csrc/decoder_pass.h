@@ -66,9 +66,9 @@ class DecoderPass {
   const DecoderShape& shape() const { return shape_; }
   std::int64_t vocab_size() const { return tables_.head->num_rows(); }
 
-  /// `caches` has one entry per layer; logits [num_logits_rows, vocab_size]. Throws std::invalid_argument for an
-  /// index outside its table. One call at a time.
-  void run(const PassBatch& batch, const std::vector<KvCache>& caches, float* logits);
+  /// `caches` has one entry per layer; logits [num_logits_rows, vocab_size]; `likeliest` [num_logits_rows] becomes
+  /// likeliest_tokens() of them. Throws std::invalid_argument for an index outside its table. One call at a time.
+  void run(const PassBatch& batch, const std::vector<KvCache>& caches, float* logits, std::int64_t* likeliest);
 
  private:
   const LinearLayer* first_product() const { return layers_.empty() ? nullptr : layers_[0].qkv; }

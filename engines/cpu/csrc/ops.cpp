@@ -61,6 +61,32 @@ void embed(const std::int32_t* token_ids, std::int64_t num_rows, const void* tab
   });
 }
 
+void likeliest_tokens(const float* logits, std::int64_t num_rows, std::int64_t num_tokens, std::int64_t* ids) {
+  constexpr std::int64_t kPiece = 4096;  // a row too is shared out
+  const KernelTable& table = kernels();
+  const std::int64_t num_pieces = (num_tokens + kPiece - 1) / kPiece;
+  std::vector<LogitsPeak> peaks(static_cast<std::size_t>(num_rows * num_pieces));  // [pieces][rows]
+  parallel_for(num_rows * num_pieces, row_cost(kPiece), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t first = i / num_rows * kPiece;
+      LogitsPeak& peak = peaks[static_cast<std::size_t>(i)];
+      peak = table.logits_peak(logits + i % num_rows * num_tokens + first,
+                               std::min<std::int64_t>(kPiece, num_tokens - first));
+      peak.token_id += first;
+    }
+  });
+  for (std::int64_t row = 0; row < num_rows; ++row) {
+    LogitsPeak largest = peaks[static_cast<std::size_t>(row)];
+    for (std::int64_t piece = 1; piece < num_pieces; ++piece) {
+      const LogitsPeak& peak = peaks[static_cast<std::size_t>(piece * num_rows + row)];
+      const bool all_finite = largest.all_finite && peak.all_finite;
+      if (peak.logit > largest.logit) largest = peak;
+      largest.all_finite = all_finite;
+    }
+    ids[row] = largest.all_finite ? largest.token_id : kNotFinite;
+  }
+}
+
 void route_top_k(const float* logits, std::int64_t num_rows, std::int64_t num_experts, std::int64_t k,
                  std::int32_t* ids, float* weights) {
   if (k < 1 || k > num_experts) {

@@ -57,6 +57,11 @@ struct AttentionBatch {
 /// Throws std::invalid_argument before reading through a bad index.
 void paged_attention(const AttentionArgs& args, const AttentionBatch& batch);
 
+constexpr std::int64_t kNotFinite = -1;
+/// The column of each row's largest number, the first of equal ones; kNotFinite for a row in which one is not finite.
+/// num_tokens > 0.
+void likeliest_tokens(const float* logits, std::int64_t num_rows, std::int64_t num_tokens, std::int64_t* ids);
+
 /// Softmax over the columns, the k largest (ties to the lower index), renormalised to sum 1.
 void route_top_k(const float* logits, std::int64_t num_rows, std::int64_t num_experts, std::int64_t k,
                  std::int32_t* ids, float* weights);

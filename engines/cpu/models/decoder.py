@@ -14,6 +14,7 @@ from engines.cpu.kv_cache import KvCache
 from engines.cpu.linear import Linear
 from engines.cpu.models.compiled_pass import compile_pass
 from engines.cpu.models.layer import DecoderLayer
+from engines.cpu.token_draw import likeliest_tokens
 from engines.cpu.workspace import Workspace
 
 Float32Array = NDArray[np.float32]
@@ -56,11 +57,17 @@ class Decoder:
 
     def forward(self, batch: ForwardBatch, cache: KvCache) -> Float32Array:
         """Logits of `batch.logits_rows`, float32 [num_logits_rows, vocab_size]; fills `cache`."""
+        return self.step(batch, cache)[0]
+
+    def step(self, batch: ForwardBatch, cache: KvCache) -> tuple[Float32Array, NDArray[np.int64]]:
+        """`forward`, and each row's likeliest token: see `token_draw.likeliest_tokens`."""
         if self._pass is None:
-            return self.forward_stepwise(batch, cache)
+            logits = self.forward_stepwise(batch, cache)
+            return logits, likeliest_tokens(logits)
         logits = np.empty((batch.logits_rows.size, self.vocab_size), np.float32)
-        self._pass.run(batch, cache, logits)
-        return logits
+        likeliest = np.empty(batch.logits_rows.size, np.int64)
+        self._pass.run(batch, cache, logits, likeliest)
+        return logits, likeliest
 
     def forward_stepwise(self, batch: ForwardBatch, cache: KvCache) -> Float32Array:
         """`forward`, one kernel at a time."""

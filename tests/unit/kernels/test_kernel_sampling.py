@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engines.cpu import _kernels
-from engines.cpu.token_draw import logits_peak
+from engines.cpu.token_draw import NOT_FINITE, likeliest_tokens, logits_peak
 
 
 def test_weights_are_whole_numbers_near_exp(isa: str) -> None:
@@ -38,3 +38,32 @@ def test_the_peak_is_the_first_largest_and_knows_what_is_not_finite(
     masked = np.full(size, -np.inf, np.float32)
     masked[size - 1] = -3.0
     assert logits_peak(masked).token_id == size - 1
+
+
+@pytest.mark.parametrize("size", [1, 17, 4096, 4097, 32_000])
+@pytest.mark.parametrize("num_rows", [0, 1, 3, 16])
+def test_the_likeliest_tokens_of_rows_are_their_peaks(
+    isa: str, rng: np.random.Generator, num_rows: int, size: int
+) -> None:
+    logits = np.round(rng.standard_normal((num_rows, size)) * 2).astype(np.float32)
+    assert likeliest_tokens(logits).tolist() == logits.argmax(axis=1).tolist()
+    for value in (np.nan, np.inf, -np.inf):
+        for place in (0, size // 2, size - 1):
+            broken = logits.copy()
+            broken[num_rows // 2 :, place] = value
+            expected = [*logits.argmax(axis=1)[: num_rows // 2], *[NOT_FINITE] * (num_rows - num_rows // 2)]
+            assert likeliest_tokens(broken).tolist() == expected
+
+
+def test_of_equal_logits_in_different_parts_of_a_row_the_first_is_the_likeliest(isa: str) -> None:
+    logits = np.zeros((2, 20_000), np.float32)
+    logits[0, [4_095, 4_096, 19_999]] = 1.0
+    logits[1, [8_191, 12_288]] = 1.0
+    assert likeliest_tokens(logits).tolist() == [4_095, 8_191]
+
+
+def test_likeliest_tokens_needs_rows_of_logits() -> None:
+    with pytest.raises(ValueError, match="there must be a logit"):
+        likeliest_tokens(np.empty((2, 0), np.float32))
+    with pytest.raises(ValueError, match="out must have an entry per row"):
+        _kernels.likeliest_tokens(np.zeros((2, 5), np.float32), np.empty(1, np.int64))

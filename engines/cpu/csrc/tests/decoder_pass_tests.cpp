@@ -59,13 +59,18 @@ class SmallModel {
                         ElementType::kBfloat16});
     }
     std::vector<float> logits(static_cast<std::size_t>(num_rows * kVocab));
+    std::vector<std::int64_t> likeliest(ids.size());
     pass_->run({ids.data(),
                 positions.data(),
                 slots.data(),
                 {num_rows, num_sequences, kTable, tables.data(), starts.data(), contexts.data()},
                 wanted.data(),
                 num_rows},
-               caches, logits.data());
+               caches, logits.data(), likeliest.data());
+    for (std::size_t row = 0; row < ids.size(); ++row) {
+      const auto first = logits.begin() + static_cast<std::ptrdiff_t>(row) * kVocab;
+      if (std::max_element(first, first + kVocab) - first != likeliest[row]) return {};
+    }
     return logits;
   }
 
