@@ -1,7 +1,8 @@
 """What choosing a token costs: `python -m benchmarks.engine.sampling --output FILE`.
 
-A step's tokens are sampled one sequence after the other on the engine's thread, so a step waits for their
-sum. Each case takes its turn, and its best call counts: on a shared machine others only make a call longer.
+A step waits until a token is chosen for each of its sequences, which is spread over the engine's threads;
+log-probabilities follow one after the other. Each case takes its turn, and its best call counts: on a shared
+machine others only make a call longer.
 Rows are as a language model's, most of the mass on a few hundred tokens, and more than the caches hold.
 """
 
@@ -16,8 +17,12 @@ from numpy.typing import NDArray
 
 from benchmarks import record
 from engines.cpu.logprobs import token_logprob
+from engines.cpu.model_runner import SequenceLogits
 from engines.cpu.sampler import SequenceSampler
-from engines.request import SamplingParams
+from engines.cpu.step_sampling import SamplingTask, sample_step
+from engines.cpu.token_draw import likeliest_tokens
+from engines.request import GenerationRequest, SamplingParams
+from engines.scheduler import ScheduledSequence, Sequence
 
 VOCAB_SIZES = (32_000, 131_072)
 PROMPT_TOKENS = 1000
@@ -41,6 +46,21 @@ def rows_of_logits(num_rows: int, vocab_size: int) -> NDArray[np.float32]:
     return logits.astype(np.float32)
 
 
+def sample(samplers: list[SequenceSampler], rows: NDArray[np.float32]) -> None:
+    """Choose a step's tokens, one of each row."""
+    sequence = Sequence(GenerationRequest("any", (1,), SamplingParams()), arrival=0)
+    scheduled = ScheduledSequence(sequence, start=0, num_tokens=1, needs_logits=True)
+    likeliest = likeliest_tokens(rows).tolist()
+    sample_step(
+        [
+            SamplingTask(
+                SequenceLogits(scheduled, None, rows[i : i + 1], likeliest[i : i + 1]), sampler, frozenset()
+            )
+            for i, sampler in enumerate(samplers)
+        ]
+    )
+
+
 def measure(vocab_size: int, num_sequences: int, num_repeats: int) -> list[dict[str, Any]]:
     """Microseconds of each case for one token, and milliseconds for a step of `num_sequences`."""
     rows = rows_of_logits(num_sequences, vocab_size)
@@ -54,8 +74,7 @@ def measure(vocab_size: int, num_sequences: int, num_repeats: int) -> list[dict[
         for name in best:
             started = time.perf_counter()
             if name in samplers:
-                for sampler, row in zip(samplers[name], rows, strict=True):
-                    sampler.sample(row)
+                sample(samplers[name], rows)
             else:
                 for row in rows:
                     token_logprob(row, 7, LOGPROBS)

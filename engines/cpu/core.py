@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from itertools import zip_longest
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engines.base import EngineInfo, EngineStats, StepKind
 from engines.cpu.logprobs import token_logprob
@@ -17,9 +15,9 @@ from engines.cpu.prefill_cost import PrefillWork
 from engines.cpu.prefill_pacer import PrefillPacer
 from engines.cpu.sampler import SequenceSampler
 from engines.cpu.speculation.speculator import Speculator
+from engines.cpu.step_sampling import SampledTokens, SamplingTask, non_finite_logits, sample_step
 from engines.cpu.step_times import StepTimes, prefill_chunks, step_kind
-from engines.cpu.token_draw import NOT_FINITE
-from engines.errors import EngineError, GenerationFailed, GrammarFailed
+from engines.errors import EngineError
 from engines.grammar.constraint import Constraint
 from engines.request import FinishReason, GenerationRequest, SequenceTiming, TokenLogprob, TokenOutput
 from engines.scheduler import Batch, Scheduler, Sequence
@@ -118,7 +116,7 @@ class EngineCore:
             num_decodes = len(batch) - len(prefills)
             kind = step_kind(num_decodes, len(batch))
             results = self._runner.run(batch)
-            sampled = [self._sample(result) for result in results]
+            sampled = self._sample(results)
             tokens = {
                 result.scheduled.sequence.request_id: token_ids
                 for result, token_ids in zip(results, sampled, strict=True)
@@ -169,45 +167,23 @@ class EngineCore:
             step_seconds=self._step_times.snapshot(),
         )
 
-    def _sample(self, result: SequenceLogits) -> tuple[int, ...] | EngineError | None:
-        """The next tokens; None when the sequence is still being prefilled or wants no token."""
-        sequence = result.scheduled.sequence
-        generation = self._generations[sequence.request_id]
-        if result.prompt is not None and generation.prompt_logprobs is not None:
-            if not np.isfinite(result.prompt).all():
-                return _non_finite_logits()
-            self._collect_prompt_logprobs(generation, result)
-        if result.following is None or sequence.request.sampling.max_tokens == 0:
-            return None
-        try:
-            return self._sample_rows(
-                generation, result.following, result.likeliest, result.scheduled.draft_token_ids
-            )
-        except GrammarFailed as error:
-            return error
-
-    @staticmethod
-    def _sample_rows(
-        generation: _Generation,
-        rows: NDArray[np.float32],
-        likeliest: SequenceOf[int],
-        drafts: tuple[int, ...],
-    ) -> tuple[int, ...] | EngineError:
-        """A token from each row, up to the first that is not the one guessed, or ends the sequence.
-
-        A token is drawn as it would be without drafts: guesses change how fast tokens come, never which.
-        """
-        token_ids: list[int] = []
-        sampler = generation.sampler
-        for row, likeliest_id, draft in zip_longest(rows, likeliest, drafts):
-            if likeliest_id == NOT_FINITE:
-                return _non_finite_logits()
-            token_id = likeliest_id if sampler.is_plain_greedy else sampler.sample(row)
-            sampler.observe(token_id)
-            token_ids.append(token_id)
-            if token_id != draft or token_id in generation.stop_ids:
-                break
-        return tuple(token_ids)
+    def _sample(self, results: SequenceOf[SequenceLogits]) -> list[SampledTokens | None]:
+        """The next tokens by result; None when it is still being prefilled or wants no token."""
+        sampled: list[SampledTokens | None] = [None] * len(results)
+        tasks: dict[int, SamplingTask] = {}
+        for index, result in enumerate(results):
+            sequence = result.scheduled.sequence
+            generation = self._generations[sequence.request_id]
+            if result.prompt is not None and generation.prompt_logprobs is not None:
+                if not np.isfinite(result.prompt).all():
+                    sampled[index] = non_finite_logits()
+                    continue
+                self._collect_prompt_logprobs(generation, result)
+            if result.following is not None and sequence.request.sampling.max_tokens > 0:
+                tasks[index] = SamplingTask(result, generation.sampler, generation.stop_ids)
+        for index, tokens in zip(tasks, sample_step(list(tasks.values())), strict=True):
+            sampled[index] = tokens
+        return sampled
 
     def _collect_prompt_logprobs(self, generation: _Generation, result: SequenceLogits) -> None:
         """The row of position p judges the prompt token at p + 1."""
@@ -221,9 +197,7 @@ class EngineCore:
                 token_id = sequence.token_ids[position]
                 generation.prompt_logprobs.append(token_logprob(row, token_id, num_top))
 
-    def _emit(
-        self, result: SequenceLogits, token_ids: tuple[int, ...] | EngineError | None
-    ) -> list[StepOutput]:
+    def _emit(self, result: SequenceLogits, token_ids: SampledTokens | None) -> list[StepOutput]:
         sequence = result.scheduled.sequence
         request_id, sampling = sequence.request_id, sequence.request.sampling
         generation = self._generations[request_id]
@@ -292,10 +266,3 @@ class EngineCore:
 
 def _timing(generation: _Generation) -> SequenceTiming:
     return generation.clock.timing(time.perf_counter(), generation.sequence.num_preemptions)
-
-
-def _non_finite_logits() -> GenerationFailed:
-    return GenerationFailed(
-        "the model produced NaN or infinite logits for this request; "
-        "the checkpoint's weights or scales are likely damaged (check them with `nybble inspect`)"
-    )

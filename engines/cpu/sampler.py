@@ -44,7 +44,8 @@ class SequenceSampler:
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64, len(params.logit_bias))
         self._bias_values = np.fromiter(params.logit_bias.values(), np.float32, len(params.logit_bias))
         self._num_generated = 0
-        self._draw = Draw.of(params, vocab_size) if params.temperature > 0.0 else None
+        self.draw = Draw.of(params, vocab_size) if params.temperature > 0.0 else None
+        """What to draw by; None takes the likeliest token."""
         wants_penalties = TokenPenalties.are_wanted(params)
         self._penalties = TokenPenalties(params, prompt_token_ids) if wants_penalties else None
 
@@ -58,10 +59,17 @@ class SequenceSampler:
 
         Raises GrammarFailed when the grammar cannot be followed any further.
         """
-        adjusted = logits if self._leaves_logits_alone() else self._adjust(logits)
-        if self._draw is None:
+        adjusted = self.adjusted(logits)
+        if self.draw is None:
             return logits_peak(adjusted).token_id
-        return self._draw.token(adjusted, self.uniform())
+        return self.draw.token(adjusted, self.uniform())
+
+    def adjusted(self, logits: Float32Array) -> Float32Array:
+        """The logits to choose by: after penalties, bias and grammar. A copy unless nothing changes.
+
+        Raises GrammarFailed when the grammar cannot be followed any further.
+        """
+        return logits if self._leaves_logits_alone() else self._adjust(logits)
 
     def observe(self, token_id: int) -> None:
         """Count a token as generated."""

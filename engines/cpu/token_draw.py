@@ -8,6 +8,7 @@ weight and skip whole blocks, and still draws what sorting the vocabulary would 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -101,6 +102,28 @@ class Draw:
             self.top_p,
             uniform,
         )
+
+
+def draw_tokens(draws: Sequence[tuple[Float32Array, Draw, float]]) -> list[int]:
+    """`Draw.token` of each (logits, draw, uniform), at least one, on all threads."""
+    rows = [row for row, _, _ in draws]
+    for row in rows:
+        check_array("logits", row, FLOAT32, (None,))
+    arguments = np.array(
+        [
+            (
+                draw.inverse_temperature,
+                draw.weight_scale,
+                draw.min_p_distance,
+                draw.top_k,
+                draw.top_p,
+                uniform,
+            )
+            for _, draw, uniform in draws
+        ],
+        np.float64,
+    )
+    return _kernels.draw_tokens(rows, arguments)
 
 
 def philox_uniform(seed: int, position: int) -> float:

@@ -76,6 +76,32 @@ void token_weights(const Floats1& logits, float maximum, float inverse_temperatu
                                   inverse_temperature, scale, out.data());
 }
 
+/// One draw a row: its arguments in the order of DrawArgs.
+nb::list draw_tokens(const nb::list& rows, const Array<const double, 2>& arguments) {
+  constexpr std::int64_t kNumArguments = 6;
+  require(static_cast<std::int64_t>(rows.size()) == nybble::bindings::rows(arguments) &&
+              columns(arguments) == kNumArguments,
+          "arguments must have six columns and a row per draw");
+  std::vector<nybble::DrawTask> tasks;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const Floats1 logits = nb::cast<Floats1>(rows[i], false);
+    require(logits.shape(0) > 0, "there must be a logit");
+    const double* of = arguments.data() + static_cast<std::int64_t>(i) * kNumArguments;
+    tasks.push_back({logits.data(),
+                     static_cast<std::int64_t>(logits.shape(0)),
+                     {static_cast<float>(of[0]), static_cast<float>(of[1]), static_cast<float>(of[2]),
+                      static_cast<std::int64_t>(of[3]), of[4], of[5]}});
+  }
+  std::vector<std::int64_t> drawn(tasks.size());
+  {
+    nb::gil_scoped_release release;
+    nybble::draw_tokens(tasks, drawn.data());
+  }
+  nb::list token_ids;
+  for (const std::int64_t token_id : drawn) token_ids.append(token_id);
+  return token_ids;
+}
+
 std::int64_t draw_token(const Floats1& logits, float inverse_temperature, float weight_scale, float min_p_distance,
                         std::int64_t top_k, double top_p, double uniform) {
   require(logits.shape(0) > 0, "there must be a logit");
@@ -258,6 +284,7 @@ NB_MODULE(_kernels, m) {
   m.def("draw_token", &draw_token, nb::arg("logits").noconvert(), "inverse_temperature"_a, "weight_scale"_a,
         "min_p_distance"_a, "top_k"_a, "top_p"_a, "uniform"_a);
   m.def("likeliest_tokens", &likeliest_tokens, NoGil(), nb::arg("logits").noconvert(), nb::arg("out").noconvert());
+  m.def("draw_tokens", &draw_tokens, "rows"_a, nb::arg("arguments").noconvert());
   m.def("philox_uniform", &nybble::philox_uniform, "seed"_a, "position"_a);
 
   const auto n = [](const char* name) { return nb::arg(name).noconvert(); };

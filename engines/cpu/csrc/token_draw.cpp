@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "thread_pool.h"
 
 namespace nybble {
 
@@ -209,6 +210,17 @@ std::int64_t draw_token(const float* logits, std::int64_t num_tokens, const Draw
     index = pass_all(weights, count, args.uniform * total);
   }
   return is_filtered ? memory.token_ids[static_cast<std::size_t>(index)] : index;
+}
+
+void draw_tokens(const std::vector<DrawTask>& tasks, std::int64_t* token_ids) {
+  if (tasks.empty()) return;
+  const double cost = 4.0 * static_cast<double>(tasks[0].num_tokens);  // an exponential each
+  parallel_for(static_cast<std::int64_t>(tasks.size()), cost, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const DrawTask& task = tasks[static_cast<std::size_t>(i)];
+      token_ids[i] = draw_token(task.logits, task.num_tokens, task.args);
+    }
+  });
 }
 
 double philox_uniform(std::uint64_t seed, std::uint64_t position) {

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from engines.cpu import _kernels
-from engines.cpu.token_draw import NOT_FINITE, likeliest_tokens, logits_peak
+from engines.cpu.token_draw import NOT_FINITE, Draw, draw_tokens, likeliest_tokens, logits_peak
+from engines.request import SamplingParams
 
 
 def test_weights_are_whole_numbers_near_exp(isa: str) -> None:
@@ -67,3 +68,26 @@ def test_likeliest_tokens_needs_rows_of_logits() -> None:
         likeliest_tokens(np.empty((2, 0), np.float32))
     with pytest.raises(ValueError, match="out must have an entry per row"):
         _kernels.likeliest_tokens(np.zeros((2, 5), np.float32), np.empty(1, np.int64))
+
+
+def test_draws_of_several_rows_are_the_draws_of_each(isa: str, rng: np.random.Generator) -> None:
+    params = [
+        SamplingParams(temperature=0.7),
+        SamplingParams(top_p=0.8),
+        SamplingParams(top_k=40, top_p=0.9),
+        SamplingParams(min_p=0.1),
+    ]
+    rows = (rng.standard_normal((13, 5_003)) * 3).astype(np.float32)
+    draws = [(row, Draw.of(params[i % len(params)], row.size), rng.random()) for i, row in enumerate(rows)]
+    drawn = draw_tokens(draws)
+    assert drawn == [draw.token(row, uniform) for row, draw, uniform in draws]
+    assert len(set(drawn)) > 5
+
+
+def test_draws_need_their_arguments() -> None:
+    row = np.zeros(5, np.float32)
+    for arguments in (np.ones((2, 6)), np.ones((1, 5))):
+        with pytest.raises(ValueError, match="arguments must have six columns and a row per draw"):
+            _kernels.draw_tokens([row], arguments)
+    with pytest.raises(ValueError, match="there must be a logit"):
+        _kernels.draw_tokens([row[:0]], np.ones((1, 6)))
