@@ -28,12 +28,13 @@ struct Fp4Panel {
   float global_scale;          // what the sums are multiplied by at their end: 1 but for NVFP4
   bool power_of_two_scales;    // scale byte b stands for 2^(b - 127): MXFP4
   bool e4m3_scales;            // scale byte b stands for its E4M3 value times global_scale, and all are finite: NVFP4
+  bool shared_exponents;       // the form of the scales: see packed_scales.h
 };
 
 struct Fp4View {
   const std::uint8_t* data;
   std::size_t panel_bytes;
-  std::size_t scale_offset;  // of the scale bytes inside a panel
+  std::size_t scale_offset;  // of the scales inside a panel
   const Fp4Panel* panels;
   std::int64_t num_panels;
   std::int64_t num_rows;

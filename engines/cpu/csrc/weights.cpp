@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "packed_scales.h"
 #include "thread_pool.h"
 
 namespace nybble {
@@ -42,18 +43,6 @@ inline void interleave_eight(const std::uint8_t* source, std::uint8_t* target) {
   std::memcpy(target, &word, sizeof(word));
 }
 
-template <typename Element>
-void transpose_panel(const Element* source, std::int64_t num_lanes, std::int64_t num_columns, Element* target) {
-  constexpr std::int64_t kTile = 64;  // columns: one pass reads whole cache lines of each row
-  for (std::int64_t begin = 0; begin < num_columns; begin += kTile) {
-    const std::int64_t end = std::min(begin + kTile, num_columns);
-    for (std::int64_t lane = 0; lane < num_lanes; ++lane) {
-      const Element* row = source + lane * num_columns;
-      for (std::int64_t k = begin; k < end; ++k) target[k * kPanelRows + lane] = row[k];
-    }
-  }
-}
-
 /// To [K / pair][group_panels][16][pair] elements, of which `target` is the first of one panel.
 template <typename Element>
 void transpose_dense_panel(const Element* source, std::int64_t num_lanes, std::int64_t num_columns, std::int64_t pair,
@@ -87,20 +76,21 @@ Fp4Weight::Fp4Weight(const std::vector<Fp4Shard>& shards, std::int64_t num_colum
                                 ", got " + std::to_string(num_columns));
   }
   if (shards.empty()) throw std::invalid_argument("an FP4 weight needs at least one shard");
-  scale_offset_ = static_cast<std::size_t>(num_columns / 8 * 64);
-  panel_bytes_ = static_cast<std::size_t>(div_up(scale_offset_ + num_columns / group_size * kPanelRows, 64) * 64);
   plan_panels(shards);
+  const auto num_scales = static_cast<double>(num_columns / group_size * kPanelRows);
+  for_panels(shards, num_scales, [&](const Fp4Shard& shard, std::int64_t first_row, Fp4Panel& panel) {
+    panel.shared_exponents =
+        group_size == 32 && panel.power_of_two_scales && may_share_exponents(scale_rows(shard, first_row, panel));
+  });
+  const bool all_shared =
+      std::all_of(panels_.begin(), panels_.end(), [](const Fp4Panel& info) { return info.shared_exponents; });
+  scale_offset_ = static_cast<std::size_t>(num_columns / 8 * 64);
+  const std::int64_t scale_bytes = panel_scale_bytes(num_columns, group_size, all_shared);
+  panel_bytes_ = scale_offset_ + static_cast<std::size_t>(div_up(scale_bytes, 64) * 64);
   buffer_ = AlignedBuffer(panels_.size() * panel_bytes_);
-
-  std::int64_t panel = 0;
-  for (const Fp4Shard& shard : shards) {
-    const std::int64_t first_panel = panel;
-    const std::int64_t count = div_up(shard.num_rows, kPanelRows);
-    parallel_for(count, static_cast<double>(panel_bytes_), [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t p = begin; p < end; ++p) repack_panel(shard, p * kPanelRows, first_panel + p);
-    });
-    panel += count;
-  }
+  for_panels(
+      shards, static_cast<double>(panel_bytes_),
+      [&](const Fp4Shard& shard, std::int64_t first_row, Fp4Panel& panel) { repack_panel(shard, first_row, panel); });
   e4m3_scales_ = std::all_of(panels_.begin(), panels_.end(), [](const Fp4Panel& info) { return info.e4m3_scales; });
 }
 
@@ -126,6 +116,21 @@ void Fp4Weight::split_scales(ScaleTable& table) {
   }
 }
 
+/// Calls `run(shard, first_row, panel)` for every panel, spread over the threads; `first_row` is the shard's.
+template <typename Run>
+void Fp4Weight::for_panels(const std::vector<Fp4Shard>& shards, double panel_cost, const Run& run) {
+  std::int64_t first_panel = 0;
+  for (const Fp4Shard& shard : shards) {
+    const std::int64_t count = div_up(shard.num_rows, kPanelRows);
+    parallel_for(count, panel_cost, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t p = begin; p < end; ++p) {
+        run(shard, p * kPanelRows, panels_[static_cast<std::size_t>(first_panel + p)]);
+      }
+    });
+    first_panel += count;
+  }
+}
+
 void Fp4Weight::plan_panels(const std::vector<Fp4Shard>& shards) {
   for (const Fp4Shard& shard : shards) {
     if (shard.num_rows <= 0) throw std::invalid_argument("a shard of an FP4 weight has no rows");
@@ -141,40 +146,46 @@ void Fp4Weight::plan_panels(const std::vector<Fp4Shard>& shards) {
     for (std::int64_t row = 0; row < shard.num_rows; row += kPanelRows) {
       const int lanes = static_cast<int>(std::min<std::int64_t>(kPanelRows, shard.num_rows - row));
       panels_.push_back({num_rows_ + row, lanes, table.multiplier, table.quarter, table.global_scale,
-                         table.power_of_two, table.e4m3});
+                         table.power_of_two, table.e4m3, false});
     }
     num_rows_ += shard.num_rows;
     shard_rows_.push_back(shard.num_rows);
   }
 }
 
-void Fp4Weight::repack_panel(const Fp4Shard& shard, std::int64_t first_row, std::int64_t panel) {
-  std::uint8_t* codes = buffer_.data() + static_cast<std::size_t>(panel) * panel_bytes_;
-  std::uint8_t* scales = codes + scale_offset_;
+ScaleRows Fp4Weight::scale_rows(const Fp4Shard& shard, std::int64_t first_row, const Fp4Panel& panel) const {
+  const std::int64_t num_blocks = num_columns_ / group_size_;
+  return {shard.scales + first_row * num_blocks, panel.num_lanes, num_blocks};
+}
+
+/// Where a panel of panels_ lies in the buffer.
+std::size_t Fp4Weight::panel_offset(const Fp4Panel& panel) const {
+  return static_cast<std::size_t>(&panel - panels_.data()) * panel_bytes_;
+}
+
+void Fp4Weight::repack_panel(const Fp4Shard& shard, std::int64_t first_row, Fp4Panel& panel) {
+  std::uint8_t* codes = buffer_.data() + panel_offset(panel);
   const std::int64_t row_bytes = num_columns_ / 2;
-  const std::int64_t num_groups = num_columns_ / group_size_;
-  const std::int64_t lanes = panels_[static_cast<std::size_t>(panel)].num_lanes;
   constexpr std::int64_t kTileSteps = 16;  // 64 bytes of each row at a time
   const std::int64_t num_steps = num_columns_ / 8;
   for (std::int64_t begin = 0; begin < num_steps; begin += kTileSteps) {
     const std::int64_t end = std::min(begin + kTileSteps, num_steps);
-    for (std::int64_t lane = 0; lane < lanes; ++lane) {
+    for (std::int64_t lane = 0; lane < panel.num_lanes; ++lane) {
       const std::uint8_t* row = shard.packed + (first_row + lane) * row_bytes;
       for (std::int64_t step = begin; step < end; ++step) {
         interleave_eight(row + step * 4, codes + step * 64 + lane * 4);
       }
     }
   }
-  transpose_panel(shard.scales + first_row * num_groups, lanes, num_groups, scales);
-  if (group_size_ == 32) {  // lanes that pad the panel: an exponent that may always be shared
-    for (std::int64_t group = 0; group < num_groups; ++group) {
-      std::fill(scales + group * kPanelRows + lanes, scales + (group + 1) * kPanelRows, std::uint8_t{127});
-    }
+  const ScaleRows rows = scale_rows(shard, first_row, panel);
+  if (panel.shared_exponents) {
+    write_shared_scales(rows, codes + scale_offset_);
+  } else {
+    write_scales(rows, group_size_ == 32 ? kExponentOfOne : std::uint8_t{0}, codes + scale_offset_);
   }
-  Fp4Panel& info = panels_[static_cast<std::size_t>(panel)];
   constexpr std::uint8_t kE4m3Nan = 127;  // and above it the negative ones
-  info.e4m3_scales = info.e4m3_scales && std::all_of(scales, scales + num_groups * kPanelRows,
-                                                     [](std::uint8_t byte) { return byte < kE4m3Nan; });
+  panel.e4m3_scales = panel.e4m3_scales && std::all_of(rows.bytes, rows.bytes + rows.num_lanes * rows.num_blocks,
+                                                       [](std::uint8_t byte) { return byte < kE4m3Nan; });
 }
 
 Fp4View Fp4Weight::view() const {
@@ -190,14 +201,13 @@ UpcomingRead Fp4Weight::panels() const {
 void Fp4Weight::decode(float* out) const {
   const auto decode_panel = [&](std::int64_t index) {
     const Fp4Panel& panel = panels_[static_cast<std::size_t>(index)];
-    const std::uint8_t* codes = buffer_.data() + static_cast<std::size_t>(index) * panel_bytes_;
+    const std::uint8_t* codes = buffer_.data() + panel_offset(panel);
     for (std::int64_t lane = 0; lane < panel.num_lanes; ++lane) {
       float* row = out + (panel.first_output + lane) * num_columns_;
       for (std::int64_t k = 0; k < num_columns_; ++k) {
         const std::uint8_t byte = codes[k / 8 * 64 + lane * 4 + k % 4];
         const int code = k % 8 < 4 ? byte & 15 : byte >> 4;
-        const std::uint8_t scale =
-            codes[static_cast<std::int64_t>(scale_offset_) + k / group_size_ * kPanelRows + lane];
+        const std::uint8_t scale = scale_byte(codes + scale_offset_, panel.shared_exponents, k / group_size_, lane);
         const float value = kE2m1[code] * panel.scale_table[scale];
         row[k] = round_to_bfloat16_ ? ::nybble::round_to_bfloat16(value) : value;
       }

@@ -8,6 +8,7 @@
 
 #include "aligned_buffer.h"
 #include "kernel_table.h"
+#include "packed_scales.h"
 #include "upcoming_read.h"
 
 namespace nybble {
@@ -21,8 +22,9 @@ struct Fp4Shard {
 };
 
 /// Panel p holds 16 rows: codes [K/8][16 rows][4 bytes], where byte j of a row's four has the code of column 8s+j in
-/// its low nibble and of column 8s+4+j in its high nibble; then scale bytes [K/group_size][16 rows]. Rows that pad a
-/// shard to a multiple of 16 are zero and never written to an output.
+/// its low nibble and of column 8s+4+j in its high nibble; then the scales, in one of the forms of packed_scales.h.
+/// Where all panels have the shared one they lie closer together. Rows that pad a shard to a multiple of 16 are zero
+/// and never written to an output.
 class Fp4Weight {
  public:
   /// `activation_scale` multiplies every W4A4 product: the part of the activations' scales that is the same for all
@@ -53,7 +55,11 @@ class Fp4Weight {
   };
   static void split_scales(ScaleTable& table);
   void plan_panels(const std::vector<Fp4Shard>& shards);
-  void repack_panel(const Fp4Shard& shard, std::int64_t first_row, std::int64_t panel);
+  template <typename Run>
+  void for_panels(const std::vector<Fp4Shard>& shards, double panel_cost, const Run& run);
+  ScaleRows scale_rows(const Fp4Shard& shard, std::int64_t first_row, const Fp4Panel& panel) const;
+  std::size_t panel_offset(const Fp4Panel& panel) const;
+  void repack_panel(const Fp4Shard& shard, std::int64_t first_row, Fp4Panel& panel);
 
   std::int64_t num_rows_ = 0;
   std::int64_t num_columns_;

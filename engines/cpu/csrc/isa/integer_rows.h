@@ -12,14 +12,11 @@
 // as long as nothing under- or overflows: exponents within [-kMaxExponent, kMaxExponent] see to that. So
 // acc = fma(S, 2^(ew + ea - 2), acc) has the bits of the formula.
 
+#include "../packed_scales.h"
 #include "kernels.h"
 
 namespace nybble::NYBBLE_ISA {
 
-constexpr int kMaxShift = 3;
-constexpr int kMaxExponent = 50;
-constexpr int kLowestScaleByte = 127 - kMaxExponent;
-constexpr int kHighestScaleByte = 127 + kMaxExponent;
 constexpr int kSharedBias = 96;  // 12 << kMaxShift: makes shifted weight codes unsigned, [0, 192]
 constexpr int kBlockBias = 12;   // makes doubled weight codes unsigned, [0, 24]
 

@@ -28,21 +28,24 @@ struct Unpacked {
 /// False, and nothing to be used, where the panel's exponents are not to be shared.
 template <int Panels>
 bool unpack_panel(const PanelSource& source, int num_blocks, int p, Unpacked<Panels>& out) {
-  SharedSuperblock<true> shared;  // processors with tiles have VBMI
-  if (!share_superblock<true, 0>(source, num_blocks, shared)) return false;
-  const CodeShifter<true, 0> shifter;
+  alignas(kSharedScaleBytes) std::uint8_t own[kSharedScaleBytes];
+  const std::uint8_t* shared = shared_scales(source, num_blocks, own);
+  if (shared == nullptr) return false;
+  const CodeShifter<true, 0> shifter;  // processors with tiles have VBMI
+  BlockShifts<true, 0> shifts(shared);
   for (int b = 0; b < num_blocks; ++b) {
+    const BlockShift<true> shift = shifts.next();
     for (int step = 0; step < 4; ++step) {
       const std::uint8_t* codes = source.codes + (b * 4 + step) * 64;
       prefetch_far(codes);
       prefetch_near(codes);
       const __m512i raw = _mm512_load_si512(codes);
       std::uint8_t (*target)[Panels][64] = out.codes + (b * 4 + step) * 2;
-      _mm512_store_si512(target[0][p], shifter.low(raw, shared.blocks[b]));
-      _mm512_store_si512(target[1][p], shifter.high(raw, shared.blocks[b]));
+      _mm512_store_si512(target[0][p], shifter.low(raw, shift));
+      _mm512_store_si512(target[1][p], shifter.high(raw, shift));
     }
   }
-  out.quarters[p] = shared.quarter;
+  out.quarters[p] = shared_quarters(shared);
   return true;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 // Reading a packed panel with AVX-512: unpacking, scales, prefetching. Shared by the integer kernels.
 
+#include "block_scales.h"
 #include "integer_rows.h"
 #include "lanes.h"
 
@@ -15,14 +16,15 @@ constexpr int64_t kPrefetchSuperblocks = 8;  // for scale bytes, which lie apart
 /// One superblock of one panel.
 struct PanelSource {
   const std::uint8_t* codes;
-  const std::uint8_t* scales;  // [blocks][16]
+  const std::uint8_t* scales;  // in the panel's form
   const Fp4Panel* panel;
 };
 
 inline PanelSource panel_source(const Fp4View& weight, int64_t panel, int64_t superblock) {
   const std::uint8_t* data = weight.data + static_cast<std::size_t>(panel) * weight.panel_bytes;
-  const int64_t column = superblock * kSuperblockColumns;
-  return {data + column * 8, data + weight.scale_offset + column / weight.group_size * 16, weight.panels + panel};
+  const Fp4Panel* info = weight.panels + panel;
+  const int64_t scales = superblock * superblock_scale_bytes(weight.group_size, info->shared_exponents);
+  return {data + superblock * (kSuperblockColumns * 8), data + weight.scale_offset + scales, info};
 }
 
 /// What the sums of a panel are multiplied by.
@@ -67,12 +69,17 @@ inline void prefetch_far(const std::uint8_t* codes) {
 
 inline void prefetch_near(const std::uint8_t* codes) { prefetch_line(codes + kNearPrefetchBytes); }
 
-/// Scale bytes of a superblock further on, in this panel or at the same place past the end of the next one's codes.
+/// Scales of a superblock further on, in this panel or at the same place past the end of the next one's codes. And
+/// what lies as far from the scales as prefetch_far goes: codes of a next panel, which prefetching ahead of this one's
+/// codes and of the next one's leaves out.
 inline void prefetch_scales(const Fp4View& weight, const PanelSource& source, int64_t superblock) {
-  const int64_t superblock_bytes = kSuperblockColumns / weight.group_size * 16;
+  const int64_t superblock_bytes = superblock_scale_bytes(weight.group_size, source.panel->shared_exponents);
   const std::uint8_t* ahead = source.scales + kPrefetchSuperblocks * superblock_bytes;
   if ((superblock + kPrefetchSuperblocks) * kSuperblockColumns >= weight.num_columns) ahead += weight.scale_offset;
-  for (int64_t i = 0; i < superblock_bytes; i += 64) prefetch_line(ahead + i);
+  for (int64_t i = 0; i < superblock_bytes; i += 64) {
+    prefetch_line(ahead + i);
+    prefetch_far(source.scales + i);
+  }
 }
 
 /// Doubled codes plus 12, by code, in each 16 bytes.
@@ -109,9 +116,10 @@ inline F16 quarter_of_exponent(__m128i bytes) {
       _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(2)), 23))};
 }
 
-/// Quarter scales of a block. E4M3 times one factor is a table of mantissas and an exponent to add; anything else is
-/// looked up whole.
+/// Quarter scales of a superblock's block. E4M3 times one factor is a table of mantissas and an exponent to add;
+/// anything else is looked up whole.
 inline F16 quarter_scales(const PanelSource& source, int block) {
+  if (source.panel->shared_exponents) return shared_block_scales(source.scales, block, -2);
   const __m512i bytes =
       _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source.scales + block * 16)));
   if (!source.panel->e4m3_scales) return {_mm512_i32gather_ps(bytes, source.panel->quarter_table, 4)};

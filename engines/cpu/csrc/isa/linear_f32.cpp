@@ -4,6 +4,7 @@
 // chunk. Output (row, n) is kChains running sums, sum c taking columns k with k % kChains == c in ascending order,
 // added at the end as a fixed tree: the order depends on k alone, never on the batch.
 
+#include "block_scales.h"
 #include "half_floats.h"
 #include "kernels.h"
 #include "lanes.h"
@@ -191,13 +192,10 @@ inline void decode_step(const std::uint8_t* codes, F16 scale, float* weights) {
 template <bool Round>
 void decode_fp4(const Fp4View& weight, int64_t panel, int64_t first_column, int64_t num_columns, float* weights) {
   const std::uint8_t* data = weight.data + static_cast<std::size_t>(panel) * weight.panel_bytes;
-  const float* table = weight.panels[panel].scale_table;
+  const Fp4Panel& info = weight.panels[panel];
   for (int64_t k = 0; k < num_columns; k += weight.group_size) {
-    const int64_t group = (first_column + k) / weight.group_size;
-    const std::uint8_t* bytes = data + weight.scale_offset + group * 16;
-    alignas(64) float scales[16];
-    for (int lane = 0; lane < 16; ++lane) scales[lane] = table[bytes[lane]];
-    const F16 scale = load(scales);
+    const int64_t block = (first_column + k) / weight.group_size;
+    const F16 scale = block_scales(info, data + weight.scale_offset, block, info.scale_table, 0);
     for (int64_t j = 0; j < weight.group_size; j += 8) {
       decode_step<Round>(data + (first_column + k + j) * 8, scale, weights + (k + j) * 16);
     }

@@ -13,6 +13,7 @@
 // only where any non-zero sum would too; clamping it keeps a zero sum a zero, while a NaN scale (non-finite
 // activations) still makes the row NaN: min returns its second operand then.
 
+#include "block_scales.h"
 #include "kernels.h"
 #include "lanes.h"
 
@@ -21,12 +22,6 @@ namespace nybble::NYBBLE_ISA {
 namespace {
 
 constexpr int kWeightBias = 12;  // makes doubled weight codes unsigned: [-12, 12] -> [0, 24]
-
-F16 quarter_scales(const Fp4Panel& panel, const std::uint8_t* bytes) {
-  alignas(64) float scales[16];
-  for (int lane = 0; lane < 16; ++lane) scales[lane] = panel.quarter_table[bytes[lane]];
-  return load(scales);
-}
 
 inline F16 add_block(F16 acc, F16 sum, F16 quarter_scale, float activation_scale) {
   const F16 product = min(splat(kMaxFloat), quarter_scale * splat(activation_scale));
@@ -56,7 +51,7 @@ void tile(const W4A4Args& args, int64_t panel_index, int64_t first_row) {
   const Fp4View& weight = args.weight;
   const Fp4Panel& panel = weight.panels[panel_index];
   const std::uint8_t* codes = weight.data + static_cast<std::size_t>(panel_index) * weight.panel_bytes;
-  const std::uint8_t* scale_bytes = codes + weight.scale_offset;
+  const std::uint8_t* panel_scales = codes + weight.scale_offset;
   const int64_t num_blocks = weight.num_columns / Group;
   const std::int8_t* x = args.codes + first_row * weight.num_columns;
   const float* x_scales = args.scales + first_row * num_blocks;
@@ -86,7 +81,7 @@ void tile(const W4A4Args& args, int64_t panel_index, int64_t first_row) {
         }
       }
     }
-    const F16 quarter = quarter_scales(panel, scale_bytes + block * 16);
+    const F16 quarter = block_scales(panel, panel_scales, block, panel.quarter_table, -2);
     for (int r = 0; r < Rows; ++r) {
       const __m256i bias = _mm256_set1_epi32(biases[r * num_blocks + block]);
       const __m256i low = _mm256_add_epi32(bias, _mm256_madd_epi16(sums[r][0], ones));
@@ -138,7 +133,7 @@ void tile(const W4A4Args& args, int64_t panel_index, int64_t first_row) {
   const Fp4View& weight = args.weight;
   const Fp4Panel& panel = weight.panels[panel_index];
   const std::uint8_t* codes = weight.data + static_cast<std::size_t>(panel_index) * weight.panel_bytes;
-  const std::uint8_t* scale_bytes = codes + weight.scale_offset;
+  const std::uint8_t* panel_scales = codes + weight.scale_offset;
   const int64_t num_blocks = weight.num_columns / Group;
   F16 acc[Rows], part[Rows];
   for (int r = 0; r < Rows; ++r) acc[r] = part[r] = splat(0.0F);
@@ -147,7 +142,7 @@ void tile(const W4A4Args& args, int64_t panel_index, int64_t first_row) {
     for (int step = 0; step < Group / 8; ++step) {
       decode_step(codes + (block * (Group / 8) + step) * kStepLanes, weights[step]);
     }
-    const F16 quarter = quarter_scales(panel, scale_bytes + block * 16);
+    const F16 quarter = block_scales(panel, panel_scales, block, panel.quarter_table, -2);
     for (int r = 0; r < Rows; ++r) {
       const std::int8_t* row = args.codes + (first_row + r) * weight.num_columns + block * Group;
       alignas(64) std::int16_t sums[kStepLanes] = {};

@@ -15,53 +15,19 @@ namespace nybble::NYBBLE_ISA {
 #define NYBBLE_UNROLL _Pragma("GCC unroll 32")
 #endif
 
-/// How a block's codes are shifted, for its 16 outputs of four bytes each.
-template <bool Vbmi>
-struct BlockShift {
-  __m512i bits;  // the shift in bits 4 and 5 of each byte
-};
-
-template <>
-struct BlockShift<false> {
-  __m512i shift;  // per output
-  __m512i add;    // per byte: Bias - (12 << shift)
-};
-
-template <bool Vbmi>
-struct SharedSuperblock {
-  BlockShift<Vbmi> blocks[kSuperblockColumns / 32];
-  F16 quarter;  // 0.25 * 2^(lowest exponent)
-};
-
 /// Scale bytes [block][16] of a superblock; blocks past the last column as the first one.
 inline __m512i superblock_scales(const std::uint8_t* scales, int num_blocks) {
-  if (num_blocks == kSuperblockColumns / 32) return _mm512_loadu_si512(scales);
+  if (num_blocks == kSharedBlocks) return _mm512_loadu_si512(scales);
   const __m512i first = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
   return _mm512_mask_loadu_epi8(first, (1ULL << (num_blocks * 16)) - 1, scales);
 }
 
-/// Each of the 16 bytes of block b of `bytes`, four times.
-template <int Block>
-inline __m512i spread(__m512i bytes) {
-  const __m512i first =
-      _mm512_set_epi32(0x0f0f0f0f, 0x0e0e0e0e, 0x0d0d0d0d, 0x0c0c0c0c, 0x0b0b0b0b, 0x0a0a0a0a, 0x09090909, 0x08080808,
-                       0x07070707, 0x06060606, 0x05050505, 0x04040404, 0x03030303, 0x02020202, 0x01010101, 0x00000000);
-  return look_up(_mm512_or_si512(first, _mm512_set1_epi8(Block * 16)), bytes);
-}
-
-/// `Bias`: what is added to shifted codes.
-template <int Bias>
-inline BlockShift<false> shift_and_bias(__m128i shifts) {
-  const __m512i first_bytes = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0x00000000);
-  const __m512i shift = _mm512_cvtepu8_epi32(shifts);
-  const __m512i biases = _mm512_sllv_epi32(_mm512_set1_epi32(kBlockBias), shift);
-  return {shift, _mm512_shuffle_epi8(_mm512_sub_epi32(_mm512_set1_epi32(Bias), biases), first_bytes)};
-}
-
-/// False where the exponents of an output differ by more than kMaxShift, or lie too far out.
-template <bool Vbmi, int Bias>
-inline bool share_superblock(const PanelSource& source, int num_blocks, SharedSuperblock<Vbmi>& out) {
-  if (!source.panel->power_of_two_scales) return false;
+/// A superblock's scales in the shared form (packed_scales.h): those of its panel, or written into `own`. Null where
+/// the exponents of an output differ by more than kMaxShift, or lie too far out.
+inline const std::uint8_t* shared_scales(const PanelSource& source, int num_blocks,
+                                         std::uint8_t (&own)[kSharedScaleBytes]) {
+  if (source.panel->shared_exponents) return source.scales;
+  if (!source.panel->power_of_two_scales) return nullptr;
   const __m512i bytes = superblock_scales(source.scales, num_blocks);
   __m512i lowest = _mm512_min_epu8(bytes, _mm512_shuffle_i64x2(bytes, bytes, 0x4e));
   lowest = _mm512_min_epu8(lowest, _mm512_shuffle_i64x2(lowest, lowest, 0xb1));
@@ -70,22 +36,61 @@ inline bool share_superblock(const PanelSource& source, int num_blocks, SharedSu
   const __mmask64 far = _mm512_cmpgt_epu8_mask(shifts, _mm512_set1_epi8(kMaxShift));
   const __mmask64 outside =
       _mm512_cmpgt_epu8_mask(above, _mm512_set1_epi8(static_cast<char>(kHighestScaleByte - kLowestScaleByte)));
-  if (!_kortestz_mask64_u8(far, outside)) return false;
-  if constexpr (Vbmi) {
-    const __m512i bits = _mm512_slli_epi16(shifts, 4);
-    out.blocks[0].bits = spread<0>(bits);
-    out.blocks[1].bits = spread<1>(bits);
-    out.blocks[2].bits = spread<2>(bits);
-    out.blocks[3].bits = spread<3>(bits);
-  } else {
-    out.blocks[0] = shift_and_bias<Bias>(_mm512_castsi512_si128(shifts));
-    out.blocks[1] = shift_and_bias<Bias>(_mm512_extracti32x4_epi32(shifts, 1));
-    out.blocks[2] = shift_and_bias<Bias>(_mm512_extracti32x4_epi32(shifts, 2));
-    out.blocks[3] = shift_and_bias<Bias>(_mm512_extracti32x4_epi32(shifts, 3));
-  }
-  out.quarter = quarter_of_exponent(_mm512_castsi512_si128(lowest));
-  return true;
+  if (!_kortestz_mask64_u8(far, outside)) return nullptr;
+  const __m512i placed = _mm512_sllv_epi64(shifts, _mm512_setr_epi64(0, 0, 2, 2, 4, 4, 6, 6));
+  const __m256i half = _mm256_or_si256(_mm512_castsi512_si256(placed), _mm512_extracti64x4_epi64(placed, 1));
+  const __m128i all = _mm_or_si128(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(own), _mm512_castsi512_si128(lowest));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(own + kPanelRows), all);
+  return own;
 }
+
+/// 0.25 * 2^(lowest exponent) of each output.
+inline F16 shared_quarters(const std::uint8_t* shared) {
+  return quarter_of_exponent(_mm_loadu_si128(reinterpret_cast<const __m128i*>(shared)));
+}
+
+/// How a block's codes are shifted, for its 16 outputs of four bytes each.
+template <bool Vbmi>
+struct BlockShift {
+  __m512i bits;  // the shift in bits 4 and 5 of each byte; the others are not used
+};
+
+template <>
+struct BlockShift<false> {
+  __m512i shift;  // per output
+  __m512i add;    // per byte: Bias - (12 << shift)
+};
+
+/// The shifts of a superblock's blocks, one after the other. `Bias`: what is added to shifted codes.
+template <bool Vbmi, int Bias>
+class BlockShifts {
+ public:
+  explicit BlockShifts(const std::uint8_t* shared) {
+    const __m512i each = _mm512_set_epi32(0x0f0f0f0f, 0x0e0e0e0e, 0x0d0d0d0d, 0x0c0c0c0c, 0x0b0b0b0b, 0x0a0a0a0a,
+                                          0x09090909, 0x08080808, 0x07070707, 0x06060606, 0x05050505, 0x04040404,
+                                          0x03030303, 0x02020202, 0x01010101, 0x00000000);
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(shared + kPanelRows));
+    shifts_ = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), each);
+    if constexpr (Vbmi) shifts_ = _mm512_rol_epi32(shifts_, 4);
+  }
+
+  BlockShift<Vbmi> next() {
+    const __m512i shifts = shifts_;
+    shifts_ = _mm512_ror_epi32(shifts, 2);  // four equal bytes: each is rotated
+    if constexpr (Vbmi) {
+      return {shifts};
+    } else {
+      const __m512i first_bytes = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0x00000000);
+      const __m512i shift = _mm512_and_si512(shifts, _mm512_set1_epi32(kMaxShift));
+      const __m512i biases = _mm512_sllv_epi32(_mm512_set1_epi32(kBlockBias), shift);
+      return {shift, _mm512_shuffle_epi8(_mm512_sub_epi32(_mm512_set1_epi32(Bias), biases), first_bytes)};
+    }
+  }
+
+ private:
+  __m512i shifts_;
+};
 
 /// (code << shift) + Bias at place shift * 16 + code.
 struct alignas(64) ShiftedCodes {
@@ -113,8 +118,8 @@ class CodeShifter {
 
   __m512i low(__m512i raw, const BlockShift<Vbmi>& block) const {
     if constexpr (Vbmi) {
-      constexpr int kAndOr = 0xea;  // (raw & 15) | bits
-      return look_up(_mm512_ternarylogic_epi32(raw, nibbles_, block.bits, kAndOr), table_);
+      constexpr int kSelect = 0xe2;  // (raw & 15) | (bits & ~15)
+      return look_up(_mm512_ternarylogic_epi32(raw, nibbles_, block.bits, kSelect), table_);
     } else {
       const __m512i codes = _mm512_shuffle_epi8(table_, _mm512_and_si512(raw, nibbles_));
       return _mm512_add_epi8(_mm512_sllv_epi32(codes, block.shift), block.add);

@@ -24,6 +24,7 @@ inline void run_tile_panel(const IntegerArgs& args, int64_t first_row, int64_t p
   for (int r = 0; r < Rows; ++r) sums[r] = splat(0.0F);
   TileSuperblock tile;
   tile.source = panel_source(weight, panel, 0);
+  const int scale_bytes = superblock_scale_bytes(Group, tile.source.panel->shared_exponents);
   const int64_t num_superblocks = (weight.num_columns + kSuperblockColumns - 1) / kSuperblockColumns;
   for (tile.superblock = 0; tile.superblock < num_superblocks; ++tile.superblock) {
     tile.num_blocks = static_cast<int>(superblock_columns(weight.num_columns, tile.superblock) / Group);
@@ -36,7 +37,7 @@ inline void run_tile_panel(const IntegerArgs& args, int64_t first_row, int64_t p
       add_by_block<Parts, Group>(args, first_row, left, tile.source, tile.superblock, tile.num_blocks, sums);
     }
     tile.source.codes += kSuperblockColumns * 8;
-    tile.source.scales += kSuperblockColumns / Group * 16;
+    tile.source.scales += scale_bytes;
   }
   store_outputs<Rows, Parts>(args, first_row, panel, sums);
 }

@@ -125,10 +125,12 @@ void test_fp4_linear(Index rows, Index outputs, Index columns, int group) {
   check(close(out, want, 2e-2), "dense_linear " + name);
 }
 
-// Scales near each other, as trained weights have them: superblocks share exponents.
-void test_shared_exponents(Index rows, Index outputs, Index columns, int spread) {
+// Scales near each other, as trained weights have them: superblocks share exponents. `one_far`: but for one output's
+// last block, whose panel then keeps its scales as they are.
+void test_shared_exponents(Index rows, Index outputs, Index columns, int spread, bool one_far) {
   const std::string name = std::to_string(rows) + "x" + std::to_string(outputs) + "x" + std::to_string(columns);
-  const Fp4Case c(outputs, columns, 32, 120, 120 + spread);
+  Fp4Case c(outputs, columns, 32, 120, 120 + spread);
+  if (one_far) c.scales[static_cast<std::size_t>((outputs / 2 + 1) * (columns / 32) - 1)] = 60;
   const Fp4Weight weight = c.weight();
   Floats x = normals(rows * columns);
   for (std::size_t i = 0; i < x.size(); i += 7) x[i] *= i % 3 == 0 ? 40.0F : 1.0F;
@@ -171,7 +173,8 @@ void test_fp4_linears() {
     for (const int group : {16, 32}) test_fp4_linear(shape[0], shape[1], shape[2], group);
   }
   for (const auto& shape : shapes) {
-    for (const int spread : {0, 3, 5}) test_shared_exponents(shape[0], shape[1], shape[2], spread);
+    for (const int spread : {0, 3, 5}) test_shared_exponents(shape[0], shape[1], shape[2], spread, false);
+    test_shared_exponents(shape[0], shape[1], shape[2], 3, true);
   }
   test_fp4_linear(40, 49, 10768, 16);  // bfloat16 tiles: two chunks of columns, two pairs of panels
 }
