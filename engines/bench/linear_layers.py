@@ -17,7 +17,7 @@ from engines.bench.timed_cases import Case, best_seconds
 from engines.capacity.devices import Device
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.checkpoint.tensors import DenseTensors, Fp4Tensors
-from engines.cpu.linear import Linear, LinearOptions, build_linear
+from engines.cpu.linear import Linear, LinearOptions, build_linear, read_bytes
 from engines.cpu.workspace import Workspace
 
 ROW_COUNTS = (1, 8, 256)
@@ -86,7 +86,7 @@ def load_products(checkpoint: Checkpoint, options: LinearOptions) -> Iterator[Pr
             name=name,
             linears=tuple(linears[name]),
             num_columns=_num_columns(modules[0]),
-            num_bytes=sum(module.num_bytes for module in modules),
+            num_bytes=sum(map(read_bytes, modules)),
             is_fp4=isinstance(modules[0], Fp4Tensors),
         )
 

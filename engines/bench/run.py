@@ -56,7 +56,7 @@ def run_benchmark(
     if options.num_threads:
         kernels.set_num_threads(options.num_threads)
     machine = measure_machine_limits()
-    cost = model_cost(checkpoint, as_nvfp4=False)
+    cost = model_cost(checkpoint, as_nvfp4=False, as_read=True)
     device = measured_device(cpu_device(), machine)
     layers: tuple[KernelPhase, ...] = ()
     if with_kernels:

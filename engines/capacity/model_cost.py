@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.checkpoint.tensors import DenseTensors, Fp4Tensors
+from engines.cpu.linear import read_bytes
 
 KV_ELEMENT_BYTES = {"bfloat16": 2, "fp8": 1}
 
@@ -71,13 +72,18 @@ class ModelCost:
         return 4 * self.num_layers * self.num_heads * self.head_dim * context
 
 
-def model_cost(checkpoint: Checkpoint, *, as_nvfp4: bool) -> ModelCost:
-    """The cost of a checkpoint; `as_nvfp4` counts MXFP4 weights as what a GPU would run, transcoded."""
+def model_cost(checkpoint: Checkpoint, *, as_nvfp4: bool, as_read: bool = False) -> ModelCost:
+    """The cost of a checkpoint; `as_nvfp4` counts MXFP4 weights as what a GPU would run, transcoded.
+
+    `as_read` counts what the CPU engine's kernels read of a weight, for which all block scales are read.
+    """
     config = checkpoint.config
     always, head, experts, embedding_bytes = LayerCost(), LayerCost(), LayerCost(), 0
     head_name = checkpoint.linear("lm_head").name
     for module in checkpoint.modules():
         cost = _cost(module, as_nvfp4=as_nvfp4)
+        if as_read:
+            cost = replace(cost, num_bytes=read_bytes(module))
         if module.name == head_name:
             head = cost
         elif module.name == "model.embed_tokens":

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engines.checkpoint.tensors import DenseTensors, Fp4Tensors
 from engines.cpu import kernels
 from engines.cpu.decoder_pass import LinearLayer
-from engines.cpu.weights import DenseWeight, Fp4Shard, Fp4Weight
+from engines.cpu.weights import DenseWeight, Fp4Shard, Fp4Weight, mxfp4_read_bytes
 from engines.cpu.workspace import Workspace
 from engines.errors import MalformedCheckpoint
 
@@ -195,6 +195,13 @@ class StackedLinear:
         return bias is None and all(
             isinstance(part, CompiledLinear) and part.add_to(layer) for part in self._parts
         )
+
+
+def read_bytes(module: Fp4Tensors | DenseTensors) -> int:
+    """Bytes of the module's weight that a product reads: as stored, but for MXFP4 scales that are packed."""
+    if isinstance(module, Fp4Tensors) and module.group_size == 32:
+        return mxfp4_read_bytes(np.ascontiguousarray(module.scales))
+    return module.num_bytes
 
 
 def build_linear(modules: Sequence[Fp4Tensors | DenseTensors], options: LinearOptions) -> Linear:

@@ -64,6 +64,19 @@ class Fp4Weight(_kernels.Fp4Weight):
         super().__init__(list(shards), group_size, round_to_bfloat16, activation_scale)
 
 
+def mxfp4_read_bytes(scales: NDArray[np.uint8]) -> int:
+    """Bytes that a product reads of an MXFP4 matrix with scale bytes [N, K/32]: codes, and scales as packed.
+
+    Where 16 outputs' exponents may be shared, two bytes for four blocks instead of four
+    (csrc/packed_scales.h). Raises TypeError or ValueError for another array.
+    """
+    check_array("scales", scales, UINT8, (None, None))
+    num_rows, num_blocks = map(int, scales.shape)
+    num_sharing = _kernels.num_rows_sharing_exponents(scales)
+    shared_bytes = 2 * -(-num_blocks // 4)
+    return num_rows * num_blocks * 16 + num_sharing * shared_bytes + (num_rows - num_sharing) * num_blocks
+
+
 class DenseWeight(_kernels.DenseWeight):
     """Unquantized weight [N, K] repacked for `dense_linear`: float32, float16, or bfloat16 as uint16 bits.
 

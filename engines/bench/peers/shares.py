@@ -21,7 +21,7 @@ def own_phases(result: SystemResult, machine: MachineLimits, workload: Workload)
         prefill=tuple(result.runs[prefill.name]),
         decode={each.num_streams: tuple(result.runs[each.name]) for each in decodes},
     )
-    cost = model_cost(Checkpoint.open(result.system.model), as_nvfp4=False)
+    cost = model_cost(Checkpoint.open(result.system.model), as_nvfp4=False, as_read=True)
     return phases(cost, measured_device(cpu_device(), machine), workload, rates)
 
 

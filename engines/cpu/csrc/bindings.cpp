@@ -58,6 +58,10 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> decode(const nybble::Fp4Weight& weigh
   return {values, {num_rows, num_columns}, owner};
 }
 
+std::int64_t num_rows_sharing_exponents(const Array<const std::uint8_t, 2>& scales) {
+  return nybble::num_rows_sharing_exponents(scales.data(), rows(scales), columns(scales));
+}
+
 nb::tuple logits_peak(const Floats1& logits) {
   require(logits.shape(0) > 0, "there must be a logit");
   const auto peak = nybble::kernels().logits_peak(logits.data(), static_cast<std::int64_t>(logits.shape(0)));
@@ -269,6 +273,7 @@ NB_MODULE(_kernels, m) {
       .def_prop_ro("round_to_bfloat16", &nybble::Fp4Weight::round_to_bfloat16)
       .def_prop_ro("num_bytes", &nybble::Fp4Weight::num_bytes)
       .def_prop_ro("shard_rows", &nybble::Fp4Weight::shard_rows);
+  m.def("num_rows_sharing_exponents", &num_rows_sharing_exponents, nb::arg("scales").noconvert());
   nb::class_<nybble::DenseWeight>(m, "DenseWeight")
       .def("__init__", &init_dense_weight, nb::arg("values").noconvert())
       .def_prop_ro("num_rows", &nybble::DenseWeight::num_rows)

@@ -40,6 +40,15 @@ bool may_share_exponents(const ScaleRows& rows) {
   return true;
 }
 
+std::int64_t num_rows_sharing_exponents(const std::uint8_t* bytes, std::int64_t num_rows, std::int64_t num_blocks) {
+  std::int64_t sharing = 0;
+  for (std::int64_t row = 0; row < num_rows; row += kPanelRows) {
+    const std::int64_t lanes = std::min<std::int64_t>(kPanelRows, num_rows - row);
+    if (may_share_exponents({bytes + row * num_blocks, lanes, num_blocks})) sharing += lanes;
+  }
+  return sharing;
+}
+
 void write_scales(const ScaleRows& rows, std::uint8_t padding, std::uint8_t* scales) {
   constexpr std::int64_t kTile = 64;  // blocks: one pass reads whole cache lines of each row
   for (std::int64_t begin = 0; begin < rows.num_blocks; begin += kTile) {

@@ -51,6 +51,9 @@ struct ScaleRows {
 /// Every superblock of every row has exponents that may be shared.
 bool may_share_exponents(const ScaleRows& rows);
 
+/// Rows of an MXFP4 matrix, [num_rows][num_blocks] scale bytes, that lie in panels of the shared form.
+std::int64_t num_rows_sharing_exponents(const std::uint8_t* bytes, std::int64_t num_rows, std::int64_t num_blocks);
+
 constexpr std::uint8_t kExponentOfOne = 127;
 
 /// Writes a panel's scales as they are; those of lanes past `num_lanes` are `padding`.

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.cpu import kernels, reference
-from engines.cpu.weights import Fp4Shard, Fp4Weight
+from engines.cpu.weights import Fp4Shard, Fp4Weight, mxfp4_read_bytes
 from engines.fp4 import mxfp4
 
 TABLE = mxfp4.scale_table()
@@ -148,3 +148,19 @@ def test_a_scale_that_is_not_a_number_stays_with_its_output(isa: str, rng: np.ra
         kernels.fp4_linear_w4a4(codes[rows], scales[rows], weight, got)
         assert np.isnan(got[:, 20]).all()
         np.testing.assert_array_equal(np.delete(got, 20, 1), np.delete(clean[rows], 20, 1))
+
+
+def test_bytes_read_are_counted_panel_by_panel(rng: np.random.Generator) -> None:
+    scales = regular_shard(rng, 50, 160).scales
+    assert mxfp4_read_bytes(scales) == 50 * (80 + 2 * 2)
+    scales[20, 1] = 0  # its panel of 16 keeps its bytes
+    assert mxfp4_read_bytes(scales) == 34 * (80 + 2 * 2) + 16 * (80 + 5)
+    scales[49, 4] = 255  # and the last one, of 2
+    assert mxfp4_read_bytes(scales) == 32 * (80 + 2 * 2) + 18 * (80 + 5)
+
+
+def test_bytes_read_of_something_else() -> None:
+    with pytest.raises(ValueError, match="C-contiguous"):
+        mxfp4_read_bytes(np.zeros((4, 8), np.uint8)[:, ::2])
+    with pytest.raises(TypeError, match="dtype uint8, got float32"):
+        mxfp4_read_bytes(np.zeros((4, 8), np.float32))
