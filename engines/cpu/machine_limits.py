@@ -78,7 +78,7 @@ def measure_machine_limits(
 
 
 def measure_read_bandwidth(
-    num_threads: int | None = None, *, num_bytes: int = _READ_BYTES, repetitions: int = 3
+    num_threads: int | None = None, *, num_bytes: int = _READ_BYTES, repetitions: int = 10
 ) -> float:
     """Bytes per second that `num_threads` threads read from memory together, each its own part."""
     threads = kernels.num_threads() if num_threads is None else num_threads

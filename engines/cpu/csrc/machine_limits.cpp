@@ -10,6 +10,7 @@
 
 #include "aligned_buffer.h"
 #include "isa.h"
+#include "thread_pool.h"
 
 namespace nybble {
 
@@ -22,20 +23,21 @@ constexpr std::size_t kWindowBytes = std::size_t{32} << 20;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-/// Wall time of `work(thread)` on all threads at once, from the common start to the last one's end.
+/// Wall time of `work(thread)` on all threads at once, from the common start to the last one's end. Threads have a core
+/// each, as the kernels' have: two on one core would show half of what the machine can do.
 double timed(int num_threads, const std::function<void(int)>& work) {
   std::barrier start(num_threads);
   std::vector<Clock::time_point> begun(static_cast<std::size_t>(num_threads));
   std::vector<Clock::time_point> ended(begun.size());
   const auto run = [&](int thread) {
+    pin_thread(thread, num_threads);
     start.arrive_and_wait();
     begun[static_cast<std::size_t>(thread)] = Clock::now();
     work(thread);
     ended[static_cast<std::size_t>(thread)] = Clock::now();
   };
   std::vector<std::thread> threads;
-  for (int thread = 1; thread < num_threads; ++thread) threads.emplace_back(run, thread);
-  run(0);
+  for (int thread = 0; thread < num_threads; ++thread) threads.emplace_back(run, thread);
   for (std::thread& thread : threads) thread.join();
   const auto first = *std::min_element(begun.begin(), begun.end());
   return std::chrono::duration<double>(*std::max_element(ended.begin(), ended.end()) - first).count();

@@ -40,18 +40,6 @@ inline void cpu_relax() {
 #endif
 }
 
-/// Ties the calling thread to the core of its number, where the pool has all cores.
-void pin_thread(int index, int num_threads) {
-  const char* wanted = std::getenv("NYBBLE_PIN_THREADS");
-  if (wanted != nullptr && std::string(wanted) == "0") return;
-  const std::vector<int>& processors = physical_cores();
-  if (static_cast<std::size_t>(num_threads) != processors.size()) return;
-  cpu_set_t target;
-  CPU_ZERO(&target);
-  CPU_SET(processors[static_cast<std::size_t>(index)], &target);
-  (void)pthread_setaffinity_np(pthread_self(), sizeof(target), &target);  // advice only
-}
-
 std::atomic<int> num_passes{0};  // under way
 
 std::chrono::microseconds spin_time() {
@@ -231,6 +219,17 @@ PoolState& state() {
 }
 
 }  // namespace
+
+void pin_thread(int index, int num_threads) {
+  const char* wanted = std::getenv("NYBBLE_PIN_THREADS");
+  if (wanted != nullptr && std::string(wanted) == "0") return;
+  const std::vector<int>& processors = physical_cores();
+  if (static_cast<std::size_t>(num_threads) != processors.size()) return;
+  cpu_set_t target;
+  CPU_ZERO(&target);
+  CPU_SET(processors[static_cast<std::size_t>(index)], &target);
+  (void)pthread_setaffinity_np(pthread_self(), sizeof(target), &target);  // advice only
+}
 
 int num_physical_cores() {
   const std::size_t count = physical_cores().size();

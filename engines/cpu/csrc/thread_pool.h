@@ -35,6 +35,9 @@ class PassUnderWay {
   PassUnderWay& operator=(const PassUnderWay&) = delete;
 };
 
+/// Ties the calling thread to the core of its number, where there are as many threads as cores.
+void pin_thread(int index, int num_threads);
+
 /// For the thread that will run regions: ties it to the core that the workers leave it, unless there are more cores
 /// than threads. Otherwise the system may put it beside a worker, on one core, when something else runs for a moment.
 void pin_calling_thread();
