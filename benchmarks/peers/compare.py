@@ -20,10 +20,10 @@ from rich.console import Console
 from benchmarks import record
 from benchmarks.models.random_checkpoint import make_random_checkpoint
 from benchmarks.models.shapes import SHAPES
+from engines.bench.limits import best_limits
 from engines.bench.peers.catalogue import FAMILIES, Choice, checked_families, parsed_pythons
 from engines.bench.peers.compare import compare_with_peers
 from engines.bench.peers.report import comparison_json, show_comparison
-from engines.bench.peers.shares import best_limits
 from engines.bench.phase import Workload
 from engines.cpu.machine_limits import MachineLimits, measure_machine_limits
 from engines.errors import EngineError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from engines.bench.offline import OfflineRates
 from engines.bench.phase import Phase, Workload, median
@@ -24,6 +24,17 @@ def measured_device(device: Device, machine: MachineLimits) -> Device:
         fp4_flops=machine.best_operations_per_second,
         bf16_flops=max(rate for rate in floats if rate is not None),
     )
+
+
+def best_limits(first: MachineLimits, second: MachineLimits) -> MachineLimits:
+    """Figure by figure the better of two measurements: a neighbour can only lower one."""
+    after = asdict(second)
+    better = {
+        name: max(value, after[name])
+        for name, value in asdict(first).items()
+        if isinstance(value, float) and isinstance(after[name], float)
+    }
+    return replace(first, **better)
 
 
 def phases(cost: ModelCost, machine: Device, workload: Workload, rates: OfflineRates) -> tuple[Phase, ...]:

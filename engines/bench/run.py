@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from engines.base import Engine, EngineOptions
-from engines.bench.limits import measured_device, phases
+from engines.bench.limits import best_limits, measured_device, phases
 from engines.bench.linear_layers import measure_linear_layers
 from engines.bench.offline import OfflineBenchmark, OfflineRates, benchmark_options
 from engines.bench.over_http import HttpBenchmark
@@ -68,6 +68,9 @@ def run_benchmark(
         http = asyncio.run(
             _over_http(options, workload, checkpoint.config.vocab_size, offline.rates, on_progress)
         )
+    # What others took of the machine at the beginning they may not take at the end.
+    machine = best_limits(machine, measure_machine_limits())
+    device = measured_device(cpu_device(), machine)
     return BenchmarkResult(
         machine=machine,
         machine_title=device.title,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-
 from engines.bench.limits import measured_device, phases
 from engines.bench.offline import OfflineRates
 from engines.bench.peers.comparison import SystemResult, measurements
@@ -23,14 +21,3 @@ def own_phases(result: SystemResult, machine: MachineLimits, workload: Workload)
     )
     cost = model_cost(Checkpoint.open(result.system.model), as_nvfp4=False, as_read=True)
     return phases(cost, measured_device(cpu_device(), machine), workload, rates)
-
-
-def best_limits(first: MachineLimits, second: MachineLimits) -> MachineLimits:
-    """Figure by figure the better of two measurements: a neighbour can only lower one."""
-    after = asdict(second)
-    better = {
-        name: max(value, after[name])
-        for name, value in asdict(first).items()
-        if isinstance(value, float) and isinstance(after[name], float)
-    }
-    return replace(first, **better)

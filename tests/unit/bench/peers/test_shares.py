@@ -8,8 +8,9 @@ import pytest
 
 from benchmarks.models.random_checkpoint import make_random_checkpoint
 from benchmarks.models.shapes import SHAPES
+from engines.bench.limits import best_limits
 from engines.bench.peers.comparison import SystemResult
-from engines.bench.peers.shares import best_limits, own_phases
+from engines.bench.peers.shares import own_phases
 from engines.bench.peers.system import System
 from engines.bench.phase import Workload
 from engines.cpu.machine_limits import MachineLimits
