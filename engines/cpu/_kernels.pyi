@@ -36,15 +36,6 @@ def token_weights(
     scale: float,
     out: NDArray[np.float32],
 ) -> None: ...
-def draw_token(
-    logits: NDArray[np.float32],
-    inverse_temperature: float,
-    weight_scale: float,
-    min_p_distance: float,
-    top_k: int,
-    top_p: float,
-    uniform: float,
-) -> int: ...
 def draw_tokens(rows: list[NDArray[np.float32]], arguments: NDArray[np.float64]) -> list[int]: ...
 def philox_uniform(seed: int, position: int) -> float: ...
 

@@ -92,16 +92,7 @@ class Draw:
         (infinity: none), then all but the `top_k` largest (0: all), then all but the fewest likeliest whose
         share reaches `top_p` (1: all); of equal ones lower ids are kept.
         """
-        check_array("logits", logits, FLOAT32, (None,))
-        return _kernels.draw_token(
-            logits,
-            self.inverse_temperature,
-            self.weight_scale,
-            self.min_p_distance,
-            self.top_k,
-            self.top_p,
-            uniform,
-        )
+        return draw_tokens([(logits, self, uniform)])[0]
 
 
 def draw_tokens(draws: Sequence[tuple[Float32Array, Draw, float]]) -> list[int]:

@@ -106,13 +106,6 @@ nb::list draw_tokens(const nb::list& rows, const Array<const double, 2>& argumen
   return token_ids;
 }
 
-std::int64_t draw_token(const Floats1& logits, float inverse_temperature, float weight_scale, float min_p_distance,
-                        std::int64_t top_k, double top_p, double uniform) {
-  require(logits.shape(0) > 0, "there must be a logit");
-  return nybble::draw_token(logits.data(), static_cast<std::int64_t>(logits.shape(0)),
-                            {inverse_temperature, weight_scale, min_p_distance, top_k, top_p, uniform});
-}
-
 void init_dense_weight(nybble::DenseWeight* self, const AnyReadable& values) {
   require(values.ndim() == 2, "a dense weight has two dimensions");
   const nybble::ElementType type = element_type(values);
@@ -286,8 +279,6 @@ NB_MODULE(_kernels, m) {
   m.def("logits_peak", &logits_peak, nb::arg("logits").noconvert());
   m.def("token_weights", &token_weights, nb::arg("logits").noconvert(), "maximum"_a, "inverse_temperature"_a, "scale"_a,
         nb::arg("out").noconvert());
-  m.def("draw_token", &draw_token, nb::arg("logits").noconvert(), "inverse_temperature"_a, "weight_scale"_a,
-        "min_p_distance"_a, "top_k"_a, "top_p"_a, "uniform"_a);
   m.def("likeliest_tokens", &likeliest_tokens, NoGil(), nb::arg("logits").noconvert(), nb::arg("out").noconvert());
   m.def("draw_tokens", &draw_tokens, "rows"_a, nb::arg("arguments").noconvert());
   m.def("philox_uniform", &nybble::philox_uniform, "seed"_a, "position"_a);

@@ -22,17 +22,25 @@ static inline F16 select_lanes(F16 a, F16 b, int64_t begin, int64_t end) {
 #endif
 }
 
+#if !defined(NYBBLE_ISA_AVX512)
+/// Joins the lanes as a fixed binary tree: i with i+8, then i+4, i+2, i+1.
+template <typename Join>
+static inline float join_lanes(F16 a, const Join& join) {
+  alignas(64) float lane[16];
+  store(lane, a);
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lane[i] = join(lane[i], lane[i + half]);
+  }
+  return lane[0];
+}
+#endif
+
 /// Adds the lanes as a fixed binary tree: i with i+8, then i+4, i+2, i+1.
 static inline float sum_lanes(F16 a) {
 #if defined(NYBBLE_ISA_AVX512)
   return _mm512_reduce_add_ps(a.v);
 #else
-  alignas(64) float lane[16];
-  store(lane, a);
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
+  return join_lanes(a, [](float x, float y) { return x + y; });
 #endif
 }
 
@@ -41,12 +49,7 @@ static inline float max_lanes(F16 a) {
 #if defined(NYBBLE_ISA_AVX512)
   return _mm512_reduce_max_ps(a.v);
 #else
-  alignas(64) float lane[16];
-  store(lane, a);
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-  }
-  return lane[0];
+  return join_lanes(a, [](float x, float y) { return x > y ? x : y; });
 #endif
 }
 
