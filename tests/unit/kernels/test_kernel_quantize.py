@@ -131,3 +131,99 @@ def test_a_block_with_a_non_finite_value_is_nan_and_its_neighbours_are_not(
         assert np.isnan(scales).sum() == 1
         codes[1, block * group : (block + 1) * group] = before[0][1, block * group : (block + 1) * group]
         np.testing.assert_array_equal(codes, before[0])
+
+
+THRESHOLDS = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], np.float32)  # where an E2M1 code ends
+# Powers of two, whose quotients meet thresholds exactly; mantissas that make them miss by as little as can
+# be; divisors at both ends of what four blocks at a time are computed for.
+INPUT_SCALES = [
+    1.0, 2.0**-7, 0.0371, 812.25, 1.0 + 2.0**-22, 1.5 + 2.0**-23, 2.0 - 2.0**-23,
+    1.37 * 2.0**-84, 1.1 * 2.0**-76, 1.7 * 2.0**72, 1.37 * 2.0**84,
+]  # fmt: skip
+
+
+def assert_nvfp4_is_the_reference(x: NDArray[np.float32], input_scale: float, modelopt: bool) -> None:
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        wanted_codes, wanted_scales = reference.quantize_nvfp4(x, input_scale, modelopt)
+    codes, scales = run_nvfp4(x, input_scale, modelopt)
+    np.testing.assert_array_equal(codes, wanted_codes)
+    np.testing.assert_array_equal(scales, wanted_scales)
+
+
+def blocks_at_thresholds(
+    rng: np.random.Generator, num_blocks: int, input_scale: float, modelopt: bool
+) -> NDArray[np.float32]:
+    """[num_blocks, 16] whose quotients lie at thresholds, or up to two floats beside them.
+
+    Block scales run over all of E4M3, subnormals included.
+    """
+    x = np.zeros((num_blocks, 16), np.float32)
+    unit = 6 * input_scale if modelopt else 6 / input_scale
+    x[:, 0] = np.exp2(rng.uniform(-9, np.log2(448), num_blocks)) * unit
+    scales = reference.quantize_nvfp4(x, input_scale, modelopt)[1]
+    divisors = scales * np.float32(input_scale) if modelopt else scales / np.float32(input_scale)
+    at = rng.choice(THRESHOLDS, (num_blocks, 15)) * divisors
+    beside = at.view(np.int32) + rng.integers(-2, 3, at.shape, np.int32)
+    x[:, 1:] = beside.view(np.float32) * rng.choice(np.array([-1, 1], np.float32), at.shape)
+    return x
+
+
+@pytest.mark.parametrize("modelopt", [False, True])
+@pytest.mark.parametrize("input_scale", INPUT_SCALES)
+def test_nvfp4_quotients_at_thresholds(
+    isa: str, rng: np.random.Generator, modelopt: bool, input_scale: float
+) -> None:
+    x = blocks_at_thresholds(rng, 4096, input_scale, modelopt)
+    assert_nvfp4_is_the_reference(x.reshape(32, -1), input_scale, modelopt)
+
+
+@pytest.mark.parametrize("modelopt", [False, True])
+@pytest.mark.parametrize("input_scale", INPUT_SCALES)
+def test_nvfp4_of_many_random_rows(
+    isa: str, rng: np.random.Generator, modelopt: bool, input_scale: float
+) -> None:
+    """Every magnitude, blocks beyond the calibrated one (limited to 448), zeros, subnormals."""
+    unit = np.float64(input_scale if modelopt else 1 / input_scale)
+    x = np.ldexp(rng.standard_normal((64, 64, 16)), rng.integers(-14, 16, (64, 64, 1))) * unit
+    x[::7, ::5] = 0.0
+    x[1::7, 1::5] = -0.0
+    x[2::7, 2::5] = np.finfo(np.float32).smallest_subnormal * rng.integers(
+        -(2**22), 2**22, x[2::7, 2::5].shape
+    )
+    x[3::7, 3::5] = np.finfo(np.float32).max * rng.uniform(-1, 1, x[3::7, 3::5].shape)
+    rows = np.clip(x, -np.finfo(np.float32).max, np.finfo(np.float32).max).astype(np.float32)
+    assert_nvfp4_is_the_reference(rows.reshape(64, -1), input_scale, modelopt)
+
+
+@pytest.mark.parametrize("modelopt", [False, True])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+def test_nvfp4_blocks_beside_one_that_does_not_fit(
+    isa: str, rng: np.random.Generator, modelopt: bool, bad: float
+) -> None:
+    """Not a number, or far beyond the largest scale: in any block of any number of blocks."""
+    for num_blocks in range(1, 10):
+        for block in range(num_blocks):
+            x = rng.standard_normal((1, num_blocks * 16)).astype(np.float32)
+            codes, scales = run_nvfp4(x, 0.75, modelopt)
+            x[0, block * 16 + 11] = bad
+            bad_codes, bad_scales = run_nvfp4(x, 0.75, modelopt)
+            others = np.arange(num_blocks) != block
+            np.testing.assert_array_equal(bad_scales[0][others], scales[0][others])
+            np.testing.assert_array_equal(bad_codes.reshape(-1, 16)[others], codes.reshape(-1, 16)[others])
+            assert np.isnan(bad_scales[0, block]) == (not np.isfinite(bad))
+            assert bad_codes[0, block * 16 + 11] == (12 if np.isfinite(bad) else 0)
+
+
+@pytest.mark.parametrize("num_blocks", range(1, 10))
+def test_nvfp4_writes_as_many_blocks_as_there_are(
+    isa: str, rng: np.random.Generator, num_blocks: int
+) -> None:
+    x = rng.standard_normal((3, num_blocks * 16)).astype(np.float32)
+    codes = np.full((4, num_blocks * 16), 99, np.int8)
+    scales = np.full((4, num_blocks), -1, np.float32)
+    kernels.quantize_nvfp4(x, 0.31, True, codes[:3], scales[:3])
+    wanted_codes, wanted_scales = reference.quantize_nvfp4(x, 0.31, True)
+    np.testing.assert_array_equal(codes[:3], wanted_codes)
+    np.testing.assert_array_equal(scales[:3], wanted_scales)
+    assert (codes[3] == 99).all()
+    assert (scales[3] == -1).all()

@@ -5,12 +5,11 @@
 
 #include "float_bits.h"
 #include "kernels.h"
+#include "quantize_blocks.h"
 
 namespace nybble::NYBBLE_ISA {
 
 namespace {
-
-constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: adding and subtracting it rounds to nearest even
 
 /// 0 <= magnitude <= 6 to the nearest E2M1 value, times two. In [0,2) the doubled grid is whole numbers, in [2,4)
 /// even ones, in [4,6] multiples of four: one rounding at the right power of two, whose ties to even are E2M1's.
@@ -23,10 +22,6 @@ inline float doubled_e2m1(float magnitude) {
 #if defined(NYBBLE_ISA_AVX512)
 
 // The portable code below in vectors; the same operations, so the same bits.
-
-inline __m512i magnitude_bits(__m512 x) {
-  return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
-}
 
 template <int Group>
 inline std::uint32_t largest_magnitude(const float* x) {
@@ -86,8 +81,6 @@ inline void write_codes(const float* scaled, std::int8_t* codes) {
 
 #endif
 
-constexpr std::uint32_t kInfinityBits = 0x7f800000U;
-
 inline void write_not_a_number(int group, std::int8_t* codes, float* scale) {
   std::memset(codes, 0, static_cast<std::size_t>(group));
   *scale = bits_to_float(0x7fc00000U);
@@ -105,73 +98,6 @@ void quantize_mxfp4_block(const float* x, std::int8_t* codes, float* scale) {
   for (int i = 0; i < 32; ++i) scaled[i] = x[i] * inverse;
   write_codes<32>(scaled, codes);
 }
-
-#if defined(NYBBLE_ISA_AVX512)
-
-/// The largest lanes of four vectors.
-inline __m128i largest_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
-  const __m512i ab = _mm512_max_epu32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-  const __m512i cd = _mm512_max_epu32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-  const __m512i all = _mm512_max_epu32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-  const __m256i half = _mm256_max_epu32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
-  return _mm_max_epu32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-}
-
-/// Doubled E2M1 codes of lanes below 7 in magnitude, which round to 6 at most. Doubled, the grid has steps of 1 below
-/// 4, 2 below 8 and 4 above: adding and subtracting kMagic times the step rounds to it, ties to the even code.
-inline __m512i doubled_codes(__m512 scaled) {
-  const __m512 doubled = _mm512_add_ps(scaled, scaled);
-  const __m512 magnitude = _mm512_castsi512_ps(magnitude_bits(doubled));
-  const __mmask16 from_four = _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(4.0F), _CMP_GE_OQ);
-  const __mmask16 from_eight = _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(8.0F), _CMP_GE_OQ);
-  __m512 magic = _mm512_mask_blend_ps(from_four, _mm512_set1_ps(kMagic), _mm512_set1_ps(2.0F * kMagic));
-  magic = _mm512_mask_blend_ps(from_eight, magic, _mm512_set1_ps(4.0F * kMagic));
-  return _mm512_cvtps_epi32(_mm512_sub_ps(_mm512_add_ps(doubled, magic), magic));
-}
-
-/// 64 small numbers as bytes, in order.
-inline __m512i narrow(__m512i a, __m512i b, __m512i c, __m512i d) {
-  const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
-  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
-}
-
-constexpr int kBlocksTogether = 4;
-
-/// Four blocks side by side, as the portable code below; false, and nothing written, where one holds a NaN or infinity.
-bool quantize_mxfp4_blocks(const float* x, std::int8_t* codes, float* scales) {
-  __m512i largest[kBlocksTogether];
-  for (int b = 0; b < kBlocksTogether; ++b) {
-    largest[b] =
-        _mm512_max_epu32(magnitude_bits(_mm512_loadu_ps(x + b * 32)), magnitude_bits(_mm512_loadu_ps(x + b * 32 + 16)));
-  }
-  const __m128i bits = largest_lanes(largest[0], largest[1], largest[2], largest[3]);
-  if (_mm_cmpge_epu32_mask(bits, _mm_set1_epi32(static_cast<int>(kInfinityBits))) != 0) return false;
-  const __m128i exponent =
-      _mm_sub_epi32(_mm_srli_epi32(_mm_add_epi32(bits, _mm_set1_epi32(1 << 21)), 23), _mm_set1_epi32(2));
-  const __m128i stored = _mm_max_epi32(exponent, _mm_setzero_si128());
-  const __mmask8 normal = _mm_test_epi32_mask(stored, stored);
-  const __m128i least = _mm_set1_epi32(0x00400000);  // 2^-127
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(scales), _mm_mask_slli_epi32(least, normal, stored, 23));
-  const __m128i inverses = _mm_slli_epi32(_mm_sub_epi32(_mm_set1_epi32(254), stored), 23);
-  for (int half = 0; half < 2; ++half) {
-    __m512i doubled[4];
-    for (int i = 0; i < 4; ++i) {
-      const __m512 inverse = _mm512_castsi512_ps(
-          _mm512_permutexvar_epi32(_mm512_set1_epi32(half * 2 + i / 2), _mm512_castsi128_si512(inverses)));
-      doubled[i] = doubled_codes(_mm512_mul_ps(_mm512_loadu_ps(x + half * 64 + i * 16), inverse));
-    }
-    _mm512_storeu_si512(codes + half * 64, narrow(doubled[0], doubled[1], doubled[2], doubled[3]));
-  }
-  return true;
-}
-
-#else
-
-constexpr int kBlocksTogether = 1;
-
-bool quantize_mxfp4_blocks(const float*, std::int8_t*, float*) { return false; }
-
-#endif
 
 /// Nearest E4M3 value (ties to even) of 0 <= value <= 448.
 inline float round_e4m3(float value) {
@@ -202,28 +128,33 @@ void quantize_nvfp4_block(const float* x, float input_scale, bool modelopt, std:
   write_codes<16>(scaled, codes);
 }
 
+/// Blocks [begin, end): four at a time where `together` takes them, else each by itself.
+template <typename Together, typename Alone>
+void for_blocks(int64_t begin, int64_t end, const Together& together, const Alone& alone) {
+  for (int64_t block = begin; block < end; block += kBlocksTogether) {
+    if (end - block >= kBlocksTogether && together(block)) continue;
+    for (int64_t b = block; b < min64(block + kBlocksTogether, end); ++b) alone(b);
+  }
+}
+
 }  // namespace
 
 void quantize_mxfp4(const QuantizeArgs& args, int64_t row_begin, int64_t row_end) {
   const int64_t num_blocks = args.num_columns / 32;
-  const int64_t end = row_end * num_blocks;
-  for (int64_t block = row_begin * num_blocks; block < end;) {
-    const float* x = args.x + block * 32;
-    if (end - block >= kBlocksTogether && quantize_mxfp4_blocks(x, args.codes + block * 32, args.scales + block)) {
-      block += kBlocksTogether;
-      continue;
-    }
-    quantize_mxfp4_block(x, args.codes + block * 32, args.scales + block);
-    ++block;
-  }
+  for_blocks(
+      row_begin * num_blocks, row_end * num_blocks,
+      [&](int64_t b) { return quantize_mxfp4_blocks(args.x + b * 32, args.codes + b * 32, args.scales + b); },
+      [&](int64_t b) { quantize_mxfp4_block(args.x + b * 32, args.codes + b * 32, args.scales + b); });
 }
 
 void quantize_nvfp4(const QuantizeArgs& args, int64_t row_begin, int64_t row_end) {
   const int64_t num_blocks = args.num_columns / 16;
-  for (int64_t block = row_begin * num_blocks; block < row_end * num_blocks; ++block) {
-    quantize_nvfp4_block(args.x + block * 16, args.input_scale, args.modelopt, args.codes + block * 16,
-                         args.scales + block);
-  }
+  for_blocks(
+      row_begin * num_blocks, row_end * num_blocks,
+      [&](int64_t b) { return quantize_nvfp4_blocks(args, args.x + b * 16, args.codes + b * 16, args.scales + b); },
+      [&](int64_t b) {
+        quantize_nvfp4_block(args.x + b * 16, args.input_scale, args.modelopt, args.codes + b * 16, args.scales + b);
+      });
 }
 
 }  // namespace nybble::NYBBLE_ISA

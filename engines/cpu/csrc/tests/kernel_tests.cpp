@@ -24,6 +24,7 @@ void test_everything() {
   test_fp4_linears();
   test_half_types();
   test_quantize_ties();
+  test_nvfp4_thresholds();
   test_rowwise();
   test_paged_attention();
   test_sampling();

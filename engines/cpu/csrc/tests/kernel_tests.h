@@ -6,6 +6,7 @@ namespace nybble {
 void test_fp4_linears();
 void test_half_types();
 void test_quantize_ties();
+void test_nvfp4_thresholds();
 void test_rowwise();
 void test_paged_attention();
 void test_sampling();
