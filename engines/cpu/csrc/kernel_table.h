@@ -73,7 +73,8 @@ struct Fp4F32Args;
 /// superblock * num_rows + row.
 struct IntegerRows {
   std::int8_t* codes;          // [slots][num_parts][128]; W4A4 MXFP4: shifted to the superblock's lowest exponent
-  float* scales;               // [slots]; not W4A16 NVFP4
+  float* scales;               // [slots]; not W4A16 NVFP4. W4A4 MXFP4: of the lowest exponent, 0 where two products
+                               // do not reach the highest one
   std::int32_t* biases;        // [slots] what unsigned weight codes add, negated
   std::uint8_t* regular;       // [slots] the superblock's blocks share an exponent; NVFP4: its scales are E4M3 values
   std::int32_t* block_biases;  // [slots][128/group] the same for a block by itself; W4A4 NVFP4: plus kMagicBits

@@ -11,6 +11,10 @@
 // because every partial sum of the formula above is an integer below 2^24 times that power of two, which float32 holds
 // as long as nothing under- or overflows: exponents within [-kMaxExponent, kMaxExponent] see to that. So
 // acc = fma(S, 2^(ew + ea - 2), acc) has the bits of the formula.
+//
+// Where the activation's exponents differ by up to 7, S = S0 + 16 * S1 of two products: blocks up to 3 above the lowest
+// in one, the others, shifted by 4 less, in the other. No partial sum reaches 2^24 either: a block adds at most
+// 32 * 12 * 12 * 2^(3 + 7) and the activation's lowest one 2^3 instead, and three of the former are 0.85 * 2^24.
 
 #include "../packed_scales.h"
 #include "kernels.h"
@@ -19,6 +23,9 @@ namespace nybble::NYBBLE_ISA {
 
 constexpr int kSharedBias = 96;  // 12 << kMaxShift: makes shifted weight codes unsigned, [0, 192]
 constexpr int kBlockBias = 12;   // makes doubled weight codes unsigned, [0, 24]
+
+constexpr int kPartShift = 4;                       // of the second of two products
+constexpr int kMaxSpread = kMaxShift + kPartShift;  // of an activation's exponents
 
 constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: its bits plus n, as a float, are kMagic + n for |n| <= 2^22
 constexpr std::int32_t kMagicBits = 0x4b400000;

@@ -7,6 +7,7 @@
 
 #include "by_block_avx512.h"
 #include "shifted_codes_avx512.h"
+#include "spread_rows_avx512.h"
 
 namespace nybble::NYBBLE_ISA {
 
@@ -88,35 +89,74 @@ class PanelGroup {
     for (int64_t row = row_begin_; row < row_end_; row += kTileStep) {
       const int num_rows = static_cast<int>(min64(kTileStep, row_end_ - row));
       // Rows whose own exponents do not fit were left out of the shared product.
-      const std::uint32_t left = shared ? irregular_rows(args_, row, num_rows, superblock) : all_rows(num_rows);
+      std::uint32_t left = shared ? irregular_rows(args_, row, num_rows, superblock) : all_rows(num_rows);
+      if (Parts == 1 && shared) left = gather_spread_rows(superblock, row, left);
       for (int p = 0; left != 0 && p < Panels; ++p) {
         add_by_block<Parts, 32>(args_, row, left, sources[p], superblock, num_blocks_, sums(p, row));
       }
     }
+    if (spread_.count() != 0) run_spread_rows(superblock);
   }
 
-  /// 32 rows (W4A4) or 16 rows in two parts: two tiles of activations times one or two of weights. Rows past the end
-  /// are multiplied too (there is room for them) and left out.
+  /// Takes the rows first_row + i of bits i that two parts are enough for, multiplies whenever a tile is full, and
+  /// returns the others.
+  std::uint32_t gather_spread_rows(int64_t superblock, int64_t first_row, std::uint32_t which) {
+    std::uint32_t others = 0;
+    for (; which != 0; which &= which - 1) {
+      const int64_t row = first_row + __builtin_ctz(which);
+      if (!is_spread(args_.rows, superblock * args_.num_rows + row)) {
+        others |= which & (0U - which);
+        continue;
+      }
+      spread_.add(args_, row, superblock, num_blocks_);
+      if (spread_.count() == SpreadRows::kMaxRows) run_spread_rows(superblock);
+    }
+    return others;
+  }
+
+  void run_spread_rows(int64_t superblock) {
+    multiply(spread_.first_parts(), spread_.second_parts(), SpreadRows::kRowBytes);
+    for (int p = 0; p < Panels; ++p) {
+      for (int i = 0; i < spread_.count(); ++i) {
+        add_sum(superblock, spread_.row(i), p, joined_parts<kPartShift>(p, i));
+      }
+    }
+    spread_.clear();
+  }
+
+  /// products_ = two tiles of activations, rows `row_bytes` apart, times one or two of weights.
+  void multiply(const std::int8_t* first, const std::int8_t* second, int64_t row_bytes) {
+    Tiles::zero();
+    for (int k = 0; k < num_blocks_ * 32; k += 64) {  // columns past the last are zeros in the activations
+      Tiles::template multiply<Panels>(first + k, second + k, row_bytes, unpacked_.codes[k / 4][0], Panels * 64);
+    }
+    Tiles::template store<Panels>(products_);
+  }
+
+  /// Row r of both tiles, the first one's 2^Shift times as much worth.
+  template <int Shift>
+  __m512i joined_parts(int p, int64_t r) const {
+    return _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(products_[p][r]), Shift),
+                            _mm512_load_si512(products_[2 + p][r]));
+  }
+
+  void add_sum(int64_t superblock, int64_t row, int p, __m512i sum) {
+    const F16 scale = unpacked_.quarters[p] * splat(args_.rows.scales[superblock * args_.num_rows + row]);
+    F16* out = sums(p, row);
+    *out = fma(F16{_mm512_cvtepi32_ps(sum)}, scale, *out);
+  }
+
+  /// 32 rows (W4A4) or 16 rows in two parts. Rows past the end are multiplied too (there is room for them) and left
+  /// out.
   void run_tiles(int64_t superblock, int64_t row) {
     const int64_t slot = superblock * args_.num_rows + row;
     const std::int8_t* first = args_.rows.codes + slot * Parts * kSuperblockColumns;
-    const std::int8_t* second = first + (Parts == 2 ? 1 : 16) * kSuperblockColumns;
-    constexpr int64_t kRowBytes = Parts * kSuperblockColumns;
-    Tiles::zero();
-    for (int k = 0; k < num_blocks_ * 32; k += 64) {  // columns past the last are zeros in the activations
-      Tiles::template multiply<Panels>(first + k, second + k, kRowBytes, unpacked_.codes[k / 4][0], Panels * 64);
-    }
-    Tiles::template store<Panels>(products_);
+    multiply(first, first + (Parts == 2 ? 1 : 16) * kSuperblockColumns, Parts * kSuperblockColumns);
     const int64_t rows = min64(kTileStep / Parts, row_end_ - row);
     for (int p = 0; p < Panels; ++p) {
       for (int64_t r = 0; r < rows; ++r) {
-        __m512i sum = _mm512_load_si512(products_[r / 16 * 2 + p][r % 16]);
-        if (Parts == 2) {
-          sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), _mm512_load_si512(products_[2 + p][r]));
-        }
-        const F16 scale = unpacked_.quarters[p] * splat(args_.rows.scales[slot + r]);
-        F16* out = sums(p, row + r);
-        *out = fma(F16{_mm512_cvtepi32_ps(sum)}, scale, *out);
+        add_sum(superblock, row + r, p,
+                Parts == 2 ? joined_parts<8>(p, r) : _mm512_load_si512(products_[r / 16 * 2 + p][r % 16]));
       }
     }
   }
@@ -126,6 +166,7 @@ class PanelGroup {
   int64_t row_begin_ = 0, row_end_ = 0;
   int num_blocks_ = 0;
   Unpacked<Panels> unpacked_;
+  SpreadRows spread_;
   alignas(64) std::int32_t products_[4][16][16];
   F16 sums_[Panels][kMaxBlockRows];
 };

@@ -25,6 +25,7 @@ static inline int shareable_byte(float scale) {
 
 struct SharedExponent {
   bool regular;
+  bool spread;  // not regular, but two products do (spread_rows_avx512.h)
   int lowest;
   int shifts[kSuperblockColumns / 32];
 };
@@ -39,7 +40,9 @@ static inline SharedExponent share_exponent(const int* bytes, int num_blocks) {
     lowest = bytes[b] < lowest ? bytes[b] : lowest;
     highest = bytes[b] > highest ? bytes[b] : highest;
   }
-  SharedExponent shared{regular && highest - lowest <= kMaxShift, lowest, {}};
+  const int distance = highest - lowest;
+  SharedExponent shared{
+      regular && distance <= kMaxShift, regular && distance > kMaxShift && distance <= kMaxSpread, lowest, {}};
   if (highest == 0) shared.lowest = 127;  // zeros only
   for (int b = 0; b < num_blocks; ++b) shared.shifts[b] = bytes[b] > 0 ? bytes[b] - shared.lowest : 0;
   return shared;
@@ -70,6 +73,19 @@ template <int Half>
 static inline __m512i beside_codes(__m128i values) {
   const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
   return _mm512_permutexvar_epi32(_mm512_or_si512(lanes, _mm512_set1_epi32(Half * 2)), _mm512_castsi128_si512(values));
+}
+
+/// Codes of two blocks shifted left by those blocks' lanes of `shifts`, as 16-bit words: bits of a low byte land in the
+/// lowest `shift` bits of the high one, where kept_bits() takes them away.
+template <int Half>
+static inline __m512i shift_words(__m512i codes, __m128i shifts) {
+  return _mm512_sllv_epi16(codes, beside_codes<Half>(_mm_or_si128(shifts, _mm_slli_epi32(shifts, 16))));
+}
+
+/// Of each block the bits that remain in its bytes when they are shifted by its lane.
+static inline __m128i kept_bits(__m128i shifts) {
+  return _mm_shuffle_epi8(_mm_sllv_epi32(_mm_set1_epi32(0xff), shifts),
+                          _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
 }
 
 static inline std::int32_t reduce_min(__m128i lanes) {
@@ -111,14 +127,10 @@ static inline bool prepare_whole_shared(const std::int8_t* codes, const float* s
     if (reduce_max(_mm_maskz_mov_epi32(present, bytes)) - lowest > kMaxShift) return false;
   }
   const __m128i shifts = _mm_maskz_sub_epi32(present, bytes, _mm_set1_epi32(lowest));
-  // A 16-bit shift moves bits of the low byte into the high one; they land in its lowest `shift` bits.
-  const __m128i words = _mm_or_si128(shifts, _mm_slli_epi32(shifts, 16));
-  const __m128i kept = _mm_shuffle_epi8(_mm_sllv_epi32(_mm_set1_epi32(0xff), shifts),
-                                        _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+  const __m128i kept = kept_bits(shifts);
   std::int8_t* out = rows.codes + slot * kSuperblockColumns;
-  _mm512_storeu_si512(out, _mm512_and_si512(_mm512_sllv_epi16(first, beside_codes<0>(words)), beside_codes<0>(kept)));
-  _mm512_storeu_si512(out + 64,
-                      _mm512_and_si512(_mm512_sllv_epi16(second, beside_codes<1>(words)), beside_codes<1>(kept)));
+  _mm512_storeu_si512(out, _mm512_and_si512(shift_words<0>(first, shifts), beside_codes<0>(kept)));
+  _mm512_storeu_si512(out + 64, _mm512_and_si512(shift_words<1>(second, shifts), beside_codes<1>(kept)));
   // Of each block two lanes of 128 bits: the first dwords of them all, then in pairs.
   const __m512i every = _mm512_setr_epi32(0, 8, 16, 24, 4, 12, 20, 28, 0, 0, 0, 0, 0, 0, 0, 0);
   const __m256i halves =
@@ -164,7 +176,8 @@ static inline void prepare_shared(const W4A4Args& args, const IntegerRows& rows,
   }
   clear_rest(out, count * 32);
   rows.biases[slot] = shared.regular ? bias : 0;
-  rows.scales[slot] = shared.regular ? bits_to_float(static_cast<std::uint32_t>(shared.lowest) << 23) : 0.0F;
+  const bool lowest_counts = shared.regular || shared.spread;
+  rows.scales[slot] = lowest_counts ? bits_to_float(static_cast<std::uint32_t>(shared.lowest) << 23) : 0.0F;
 }
 
 }  // namespace nybble::NYBBLE_ISA

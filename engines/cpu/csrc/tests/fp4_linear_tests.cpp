@@ -165,6 +165,22 @@ void test_shared_exponents(Index rows, Index outputs, Index columns, int spread,
   }
 }
 
+// Blocks of activations 1 to 2^-8 times as large: tiles take most rows in two parts, more of them than a tile holds.
+void test_spread_exponents(Index rows, Index outputs, Index columns) {
+  const Fp4Case c(outputs, columns, 32, 120, 123);
+  Floats x = normals(rows * columns);
+  for (Index i = 0; i < rows * columns; ++i) {
+    float& value = x[static_cast<std::size_t>(i)];
+    value = std::ldexp(value, -static_cast<int>((i / 32 * 5 + i / columns) % 9));
+  }
+  std::vector<std::int8_t> codes(x.size());
+  Floats scales(static_cast<std::size_t>(rows * (columns / 32)));
+  quantize_mxfp4({x.data(), codes.data(), scales.data(), columns, 0.0F, false}, rows);
+  Floats out(static_cast<std::size_t>(rows * outputs), -1.0F);
+  fp4_linear_w4a4(codes.data(), scales.data(), c.weight(), rows, out.data());
+  check(same_bits(out, w4a4_reference(c, codes, scales, rows)), "fp4_linear_w4a4, exponents apart");
+}
+
 }  // namespace
 
 void test_fp4_linears() {
@@ -176,6 +192,8 @@ void test_fp4_linears() {
     for (const int spread : {0, 3, 5}) test_shared_exponents(shape[0], shape[1], shape[2], spread, false);
     test_shared_exponents(shape[0], shape[1], shape[2], 3, true);
   }
+  test_spread_exponents(9, 33, 96);
+  test_spread_exponents(45, 49, 352);
   test_fp4_linear(40, 49, 10768, 16);  // bfloat16 tiles: two chunks of columns, two pairs of panels
 }
 
