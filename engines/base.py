@@ -26,6 +26,8 @@ class EngineOptions:
     long as one that only decodes; 0 sets no such bound. `tensor_parallel_size` is the number of GPUs each
     layer is split over, `pipeline_parallel_size` the number of groups of layers, and `gpus_per_node` the GPUs
     of each machine of several (None: those of this one).
+    `head_screen` lets the CPU engine keep an int8 copy of an unquantized head, half as large as the bfloat16
+    one, to find the likeliest token faster; the output is the same.
     `structured_output` False: no grammars; TensorRT-LLM then loads no tokenizer.
     An engine that has made no progress on running requests for `stall_timeout_seconds` (and the time their
     prompts may take) is given up.
@@ -46,6 +48,7 @@ class EngineOptions:
     speculation: str = "auto"
     structured_output: bool = True
     max_step_stretch: float = 2.4
+    head_screen: bool = True
     check_integrity: bool = False
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1

@@ -49,6 +49,9 @@ class SettingFlags:
         float | None,
         Option(help="How much longer a step may get by a prompt beside running streams. [2.4]"),
     ]
+    head_screen: Annotated[
+        bool | None, Option(help="An int8 copy of the head, for faster greedy decoding (cpu). [on]")
+    ]
     num_threads: Annotated[int | None, Option(help="0 means all physical cores. [0]")]
     tensor_parallel_size: Annotated[int | None, Option(help="GPUs to split each layer over (trtllm). [1]")]
     pipeline_parallel_size: Annotated[

@@ -37,6 +37,7 @@ class ServiceSettings(BaseSettings):
     speculation: Literal["auto", "off"] = "auto"
     structured_output: bool = True
     max_step_stretch: float = Field(default=2.4, ge=0, allow_inf_nan=False)
+    head_screen: bool = True
     num_threads: int = Field(default=0, ge=0)
     check_integrity: bool = False
     tensor_parallel_size: int = Field(default=1, ge=1)
@@ -131,6 +132,7 @@ class ServiceSettings(BaseSettings):
             speculation=self.speculation,
             structured_output=self.structured_output,
             max_step_stretch=self.max_step_stretch,
+            head_screen=self.head_screen,
             num_threads=self.num_threads,
             check_integrity=self.check_integrity,
             tensor_parallel_size=self.tensor_parallel_size,

@@ -13,7 +13,7 @@ from engines.bench.over_http import HttpBenchmark
 from engines.bench.phase import HttpPhase, KernelPhase, OnProgress, Phase, Workload
 from engines.bench.server_process import running_server
 from engines.capacity.cpu_device import cpu_device
-from engines.capacity.model_cost import model_cost
+from engines.capacity.model_cost import greedy_cost, model_cost
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.cpu import kernels
 from engines.cpu.linear import LinearOptions
@@ -57,6 +57,7 @@ def run_benchmark(
         kernels.set_num_threads(options.num_threads)
     machine = measure_machine_limits()
     cost = model_cost(checkpoint, as_nvfp4=False, as_read=True)
+    is_screened = options.head_screen and options.numerics == "fast"
     device = measured_device(cpu_device(), machine)
     layers: tuple[KernelPhase, ...] = ()
     if with_kernels:
@@ -78,7 +79,7 @@ def run_benchmark(
         weight_bytes=cost.resident_bytes,
         peak_resident_bytes=offline.peak_resident_bytes,
         kernels=layers,
-        phases=phases(cost, device, workload, offline.rates),
+        phases=phases(greedy_cost(cost) if is_screened else cost, device, workload, offline.rates),
         http=http,
     )
 

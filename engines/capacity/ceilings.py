@@ -79,7 +79,7 @@ def capacity(
         device=device,
         num_devices=num_devices,
         memory_bytes=device.memory_bytes * num_devices,
-        weight_bytes=cost.resident_bytes,
+        weight_bytes=cost.loaded_bytes,
         kv_cache_bytes=kv_cache,
         kv_bytes_per_token=per_token,
         num_kv_tokens=num_kv_tokens,
@@ -96,7 +96,7 @@ def capacity(
 
 def kv_cache_bytes(cost: ModelCost, device: Device, num_devices: int) -> int:
     """What is left for the KV cache on all devices together; 0 when the weights do not fit."""
-    left = device.memory_bytes * num_devices - cost.resident_bytes
+    left = device.memory_bytes * num_devices - cost.loaded_bytes
     if device.sm is None:
         return max(0, int(left * CPU_KV_CACHE_SHARE))
     reserve = GPU_RUNTIME_BYTES + (HOST_BYTES if device.unified_memory else 0)

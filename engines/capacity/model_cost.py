@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.checkpoint.tensors import DenseTensors, Fp4Tensors
-from engines.cpu.linear import read_bytes
+from engines.cpu.linear import read_bytes, screen_bytes
 
 KV_ELEMENT_BYTES = {"bfloat16": 2, "fp8": 1}
 
@@ -31,7 +31,8 @@ class LayerCost:
 class ModelCost:
     """`always` is read and computed for every token; `head` for every token that is sampled; `experts` are
     all experts together, of which a token uses `num_experts_per_token` of `num_experts`. `embedding_bytes`
-    lie in memory but are looked up, not read through (0 when they are the head too)."""
+    lie in memory but are looked up, not read through (0 when they are the head too). `screen_bytes` are those
+    of the CPU engine's screen of the head."""
 
     always: LayerCost
     head: LayerCost
@@ -44,11 +45,17 @@ class ModelCost:
     num_kv_heads: int
     head_dim: int
     max_position_embeddings: int
+    screen_bytes: int = 0
 
     @property
     def resident_bytes(self) -> int:
-        """All weights."""
+        """All weights, a screen of the head left out."""
         return self.always.num_bytes + self.head.num_bytes + self.experts.num_bytes + self.embedding_bytes
+
+    @property
+    def loaded_bytes(self) -> int:
+        """What an engine keeps of weights: with the screen where there is one."""
+        return self.resident_bytes + self.screen_bytes
 
     @property
     def used_share(self) -> float:
@@ -79,7 +86,8 @@ def model_cost(checkpoint: Checkpoint, *, as_nvfp4: bool, as_read: bool = False)
     """
     config = checkpoint.config
     always, head, experts, embedding_bytes = LayerCost(), LayerCost(), LayerCost(), 0
-    head_name = checkpoint.linear("lm_head").name
+    head_module = checkpoint.linear("lm_head")
+    head_name = head_module.name
     for module in checkpoint.modules():
         cost = _cost(module, as_nvfp4=as_nvfp4)
         if as_read:
@@ -104,7 +112,16 @@ def model_cost(checkpoint: Checkpoint, *, as_nvfp4: bool, as_read: bool = False)
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         max_position_embeddings=config.max_position_embeddings,
+        screen_bytes=0 if as_nvfp4 else screen_bytes(head_module) or 0,
     )
+
+
+def greedy_cost(cost: ModelCost) -> ModelCost:
+    """What greedy decoding costs: the screen of the head is read, and multiplied in two int8 parts, in its
+    place. The few outputs that are then computed are left out."""
+    if cost.screen_bytes == 0:
+        return cost
+    return replace(cost, head=LayerCost(cost.screen_bytes, 2 * cost.head.other_weights, 0))
 
 
 def _cost(module: Fp4Tensors | DenseTensors, *, as_nvfp4: bool) -> LayerCost:

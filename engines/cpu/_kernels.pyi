@@ -48,6 +48,14 @@ class DenseWeight:
     @property
     def num_bytes(self) -> int: ...
 
+class HeadScreen:
+    def __init__(self, head: DenseWeight) -> None: ...
+    @staticmethod
+    def fits(num_columns: int) -> bool: ...
+    def likeliest(self, x: NDArray[np.float32], out: NDArray[np.int64]) -> None: ...
+    @property
+    def num_bytes(self) -> int: ...
+
 class LinearLayer:
     def __init__(self) -> None: ...
     def add_fp4(
@@ -72,6 +80,7 @@ class DecoderPass:
         sin: NDArray[np.float32],
         final_norm: NDArray[np.float32],
         head: LinearLayer,
+        screen: HeadScreen | None,
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
@@ -99,7 +108,7 @@ class DecoderPass:
         logits_rows: NDArray[np.int64],
         keys: list[NDArray[Any]],
         values: list[NDArray[Any]],
-        logits: NDArray[np.float32],
+        logits: NDArray[np.float32] | None,
         likeliest: NDArray[np.int64],
     ) -> None: ...
 

@@ -115,7 +115,7 @@ class EngineCore:
             prefills = prefill_chunks(batch)
             num_decodes = len(batch) - len(prefills)
             kind = step_kind(num_decodes, len(batch))
-            results = self._runner.run(batch)
+            results = self._runner.run(batch, wants_logits=self._wants_logits(batch))
             sampled = self._sample(results)
             tokens = {
                 result.scheduled.sequence.request_id: token_ids
@@ -141,6 +141,19 @@ class EngineCore:
             return self._scheduler.schedule(None, pace)
         self._speculator.begin_step(self._scheduler.stats.num_running)
         return self._scheduler.schedule(self._speculator.draft, pace)
+
+    def _wants_logits(self, batch: Batch) -> bool:
+        """Whether the likeliest tokens alone will not do for some sequence."""
+        for chunk in batch:
+            sequence = chunk.sequence
+            if sequence.wants_prompt_logits:
+                return True
+            if chunk.needs_logits and (
+                sequence.request.sampling.num_logprobs is not None
+                or not self._generations[sequence.request_id].sampler.is_plain_greedy
+            ):
+                return True
+        return False
 
     def _learn_pace(self, batch: Batch, num_decodes: int, prefill: PrefillWork, seconds: float) -> None:
         """Let the pacer know how long the step took, unless drafts made it longer."""
@@ -179,7 +192,7 @@ class EngineCore:
                     sampled[index] = non_finite_logits()
                     continue
                 self._collect_prompt_logprobs(generation, result)
-            if result.following is not None and sequence.request.sampling.max_tokens > 0:
+            if result.likeliest and sequence.request.sampling.max_tokens > 0:
                 tasks[index] = SamplingTask(result, generation.sampler, generation.stop_ids)
         for index, tokens in zip(tasks, sample_step(list(tasks.values())), strict=True):
             sampled[index] = tokens
@@ -205,7 +218,7 @@ class EngineCore:
             self._end(sequence)
             return [(request_id, token_ids)]
         if token_ids is None:
-            if result.following is None:
+            if not result.likeliest:
                 return []
             return [self._finish(sequence, FinishReason.LENGTH)]
         self._num_generated_tokens += len(token_ids)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engines.cpu import _kernels
 from engines.cpu.forward_batch import ForwardBatch
 from engines.cpu.kv_cache import KvCache
-from engines.cpu.weights import DenseWeight, Fp4Weight
+from engines.cpu.weights import DenseWeight, Fp4Weight, HeadScreen
 
 Float32Array = NDArray[np.float32]
 
@@ -80,7 +80,8 @@ class DecoderPass:
     """The whole model, from token ids to logits. Keeps what it reads alive; one call at a time.
 
     `embedding` [vocab_size, hidden_size] is bfloat16 as uint16, float16 or float32; `cos` and `sin` are
-    float32 [max_model_len, head_dim / 2]. ValueError for sizes that do not fit together.
+    float32 [max_model_len, head_dim / 2]; `screen` is the head's, or None. ValueError for sizes that do not
+    fit together.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class DecoderPass:
         layers: Sequence[PassLayer],
         final_norm: Float32Array,
         head: LinearLayer,
+        screen: HeadScreen | None,
         rms_norm_eps: float,
     ) -> None:
         self._pass = _kernels.DecoderPass(
@@ -100,6 +102,7 @@ class DecoderPass:
             sin,
             final_norm,
             head.handle,
+            screen,
             shape.num_heads,
             shape.num_kv_heads,
             shape.head_dim,
@@ -118,11 +121,12 @@ class DecoderPass:
             )
 
     def run(
-        self, batch: ForwardBatch, cache: KvCache, logits: Float32Array, likeliest: NDArray[np.int64]
+        self, batch: ForwardBatch, cache: KvCache, logits: Float32Array | None, likeliest: NDArray[np.int64]
     ) -> None:
         """Fill `logits`, float32 [num_logits_rows, vocab_size], and the batch's slots of `cache`.
 
-        `likeliest`, int64 [num_logits_rows], becomes `token_draw.likeliest_tokens` of the logits.
+        `likeliest`, int64 [num_logits_rows], becomes `token_draw.likeliest_tokens` of the logits. With a
+        screen of the head they need not be computed: None leaves them out.
         """
         self._pass.run(
             batch.token_ids,

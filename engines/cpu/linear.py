@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engines.checkpoint.tensors import DenseTensors, Fp4Tensors
 from engines.cpu import kernels
 from engines.cpu.decoder_pass import LinearLayer
-from engines.cpu.weights import DenseWeight, Fp4Shard, Fp4Weight, mxfp4_read_bytes
+from engines.cpu.weights import DenseWeight, Fp4Shard, Fp4Weight, HeadScreen, mxfp4_read_bytes
 from engines.cpu.workspace import Workspace
 from engines.errors import MalformedCheckpoint
 
@@ -90,14 +90,14 @@ class DenseLinear:
 
     def __init__(self, tensors: Sequence[DenseTensors]) -> None:
         rows = [tensor.data for tensor in tensors]
-        self._weight = DenseWeight(rows[0] if len(rows) == 1 else np.concatenate(rows))
-        self.num_rows = self._weight.num_rows
+        self.weight = DenseWeight(rows[0] if len(rows) == 1 else np.concatenate(rows))
+        self.num_rows = self.weight.num_rows
 
     def __call__(self, x: Float32Array, out: Float32Array, workspace: Workspace) -> None:
-        kernels.dense_linear(x, self._weight, out)
+        kernels.dense_linear(x, self.weight, out)
 
     def add_to(self, layer: LinearLayer, bias: Float32Array | None = None) -> bool:
-        layer.add_dense(self._weight, bias)
+        layer.add_dense(self.weight, bias)
         return True
 
 
@@ -202,6 +202,17 @@ def read_bytes(module: Fp4Tensors | DenseTensors) -> int:
     if isinstance(module, Fp4Tensors) and module.group_size == 32:
         return mxfp4_read_bytes(np.ascontiguousarray(module.scales))
     return module.num_bytes
+
+
+def screen_bytes(head: Fp4Tensors | DenseTensors) -> int | None:
+    """Bytes that greedy decoding reads in place of the head's, and memory holds beside them.
+
+    None where the head has no screen.
+    """
+    if isinstance(head, Fp4Tensors) or not HeadScreen.fits(head.data.shape[1]):
+        return None
+    num_rows, num_columns = head.data.shape
+    return HeadScreen.bytes_of(num_rows, num_columns)
 
 
 def build_linear(modules: Sequence[Fp4Tensors | DenseTensors], options: LinearOptions) -> Linear:

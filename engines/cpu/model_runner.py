@@ -23,7 +23,8 @@ class SequenceLogits:
     `prompt` are the rows of the prompt positions in this chunk when their log-probabilities are wanted,
     float32 [num_tokens, vocab_size] starting at the chunk's first position; `following` are the rows to
     sample from, float32 [1 + number of drafts, vocab_size], when the chunk reached the newest token: its row
-    and those of the drafts after it; `likeliest` are their `token_draw.likeliest_tokens`.
+    and those of the drafts after it; `likeliest` are their `token_draw.likeliest_tokens`, which may be all
+    that was computed of them.
     """
 
     scheduled: ScheduledSequence
@@ -40,9 +41,15 @@ class ModelRunner:
         self._cache = cache
         self._block_size = block_size
 
-    def run(self, batch: Batch) -> list[SequenceLogits]:
-        """Compute the batch's tokens; one entry per scheduled sequence, in the batch's order."""
-        logits, likeliest = self._model.step(self._forward_batch(batch), self._cache)
+    def run(self, batch: Batch, *, wants_logits: bool = True) -> list[SequenceLogits]:
+        """Compute the batch's tokens; one entry per scheduled sequence, in the batch's order.
+
+        Without `wants_logits` the likeliest tokens alone; no sequence may then want its prompt's.
+        """
+        forward_batch = self._forward_batch(batch)
+        if not wants_logits and self._model.screens_head:
+            return _likeliest_only(batch, self._model.likeliest(forward_batch, self._cache).tolist())
+        logits, likeliest = self._model.step(forward_batch, self._cache)
         likeliest_ids: list[int] = likeliest.tolist()
         results = []
         end = 0
@@ -91,6 +98,15 @@ class ModelRunner:
         rows = np.arange(start, end)
         slots: list[int] = (np.asarray(table, np.int64)[rows // size] * size + rows % size).tolist()
         return slots
+
+
+def _likeliest_only(batch: Batch, likeliest_ids: list[int]) -> list[SequenceLogits]:
+    results = []
+    end = 0
+    for scheduled in batch.scheduled:
+        start, end = end, end + _num_logits_rows(scheduled)
+        results.append(SequenceLogits(scheduled, None, None, likeliest_ids[start:end]))
+    return results
 
 
 def _num_logits_rows(scheduled: ScheduledSequence) -> int:

@@ -96,7 +96,8 @@ def _load_model(
         return built
 
     linear_options = LinearOptions(options.activations == "checkpoint", options.numerics == "reference")
-    return load_decoder(checkpoint, linear_options, max_model_len, build)
+    screens_head = options.head_screen and options.numerics == "fast"
+    return load_decoder(checkpoint, linear_options, max_model_len, build, screens_head=screens_head)
 
 
 def _scheduler(options: EngineOptions, num_blocks: int, max_model_len: int) -> Scheduler:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import NamedTuple
 
 from engines.cpu.model_runner import SequenceLogits
@@ -15,7 +14,10 @@ SampledTokens = tuple[int, ...] | EngineError
 
 
 class SamplingTask(NamedTuple):
-    """A sequence that wants tokens: rows of logits in `result.following`, and what ends the sequence."""
+    """A sequence that wants tokens from the rows of `result`, and what ends the sequence.
+
+    A sampler that is not plainly greedy needs the rows' logits.
+    """
 
     result: SequenceLogits
     sampler: SequenceSampler
@@ -80,16 +82,17 @@ def _sample_rows(task: SamplingTask) -> SampledTokens:
     A token is drawn as it would be without drafts: guesses change how fast tokens come, never which.
     """
     result, sampler = task.result, task.sampler
-    assert result.following is not None
+    drafts = result.scheduled.draft_token_ids
     token_ids: list[int] = []
-    for row, likeliest_id, draft in zip_longest(
-        result.following, result.likeliest, result.scheduled.draft_token_ids
-    ):
+    for place, likeliest_id in enumerate(result.likeliest):
         if likeliest_id == NOT_FINITE:
             return non_finite_logits()
-        token_id = likeliest_id if sampler.is_plain_greedy else sampler.sample(row)
+        token_id = likeliest_id
+        if not sampler.is_plain_greedy:
+            assert result.following is not None
+            token_id = sampler.sample(result.following[place])
         sampler.observe(token_id)
         token_ids.append(token_id)
-        if token_id != draft or token_id in task.stop_ids:
+        if place == len(drafts) or token_id != drafts[place] or token_id in task.stop_ids:
             break
     return tuple(token_ids)

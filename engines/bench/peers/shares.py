@@ -7,7 +7,7 @@ from engines.bench.offline import OfflineRates
 from engines.bench.peers.comparison import SystemResult, measurements
 from engines.bench.phase import Phase, Workload
 from engines.capacity.cpu_device import cpu_device
-from engines.capacity.model_cost import model_cost
+from engines.capacity.model_cost import greedy_cost, model_cost
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.cpu.machine_limits import MachineLimits
 
@@ -19,5 +19,5 @@ def own_phases(result: SystemResult, machine: MachineLimits, workload: Workload)
         prefill=tuple(result.runs[prefill.name]),
         decode={each.num_streams: tuple(result.runs[each.name]) for each in decodes},
     )
-    cost = model_cost(Checkpoint.open(result.system.model), as_nvfp4=False, as_read=True)
+    cost = greedy_cost(model_cost(Checkpoint.open(result.system.model), as_nvfp4=False, as_read=True))
     return phases(cost, measured_device(cpu_device(), machine), workload, rates)

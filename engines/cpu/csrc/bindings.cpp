@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "amx_support.h"
+#include "head_screen.h"
 #include "isa.h"
 #include "machine_limits.h"
 #include "ops.h"
@@ -111,6 +112,13 @@ void init_dense_weight(nybble::DenseWeight* self, const AnyReadable& values) {
   const nybble::ElementType type = element_type(values);
   nb::gil_scoped_release release;
   new (self) nybble::DenseWeight(values.data(), rows(values), columns(values), type);
+}
+
+void screened_tokens(nybble::HeadScreen& self, const Floats2& x, const Array<std::int64_t, 1>& out) {
+  require(columns(x) == self.head().num_columns(), "x must have the head's columns");
+  require(rows(out) == rows(x), "out must have an entry per row");
+  nb::gil_scoped_release release;
+  self.likeliest(x.data(), rows(x), out.data());
 }
 
 void fp4_linear_w4a4(const Array<const std::int8_t, 2>& codes, const Floats2& scales, const nybble::Fp4Weight& weight,
@@ -272,6 +280,11 @@ NB_MODULE(_kernels, m) {
       .def_prop_ro("num_rows", &nybble::DenseWeight::num_rows)
       .def_prop_ro("num_columns", &nybble::DenseWeight::num_columns)
       .def_prop_ro("num_bytes", &nybble::DenseWeight::num_bytes);
+  nb::class_<nybble::HeadScreen>(m, "HeadScreen")
+      .def(nb::init<const nybble::DenseWeight&>(), "head"_a, nb::keep_alive<1, 2>(), NoGil())
+      .def_static("fits", &nybble::HeadScreen::fits, "num_columns"_a)
+      .def("likeliest", &screened_tokens, nb::arg("x").noconvert(), nb::arg("out").noconvert())
+      .def_prop_ro("num_bytes", &nybble::HeadScreen::num_bytes);
 
   bind_decoder(m);
 

@@ -1,5 +1,6 @@
 // Linear layers and the decoder's pass as Python objects. They keep alive what they borrow.
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings.h"
@@ -57,8 +58,8 @@ struct OwningPass {
 };
 
 void init_pass(OwningPass* self, const nb::object& embedding, const nb::object& cos, const nb::object& sin,
-               const nb::object& final_norm, const nb::object& head, std::int64_t num_heads, std::int64_t num_kv_heads,
-               std::int64_t head_dim, std::int64_t sliding_window, float rms_norm_eps) {
+               const nb::object& final_norm, const nb::object& head, const nb::object& screen, std::int64_t num_heads,
+               std::int64_t num_kv_heads, std::int64_t head_dim, std::int64_t sliding_window, float rms_norm_eps) {
   const AnyReadable table = nb::cast<AnyReadable>(embedding, false);
   require(table.ndim() == 2, "embedding must have two dimensions");
   const Floats2 cosines = nb::cast<Floats2>(cos, false), sines = nb::cast<Floats2>(sin, false);
@@ -69,10 +70,14 @@ void init_pass(OwningPass* self, const nb::object& embedding, const nb::object& 
   require(rows(norm) == columns(table), "final_norm must have the columns of embedding");
   const LinearLayer* head_layer = &nb::cast<const OwningLayer*>(head)->layer;
   require(head_layer->num_columns() == columns(table), "head must have the columns of embedding");
+  HeadScreen* head_screen = screen.is_none() ? nullptr : nb::cast<HeadScreen*>(screen);
+  require(head_screen == nullptr || (head_screen->head().num_rows() == head_layer->num_rows() &&
+                                     head_screen->head().num_columns() == head_layer->num_columns()),
+          "screen must be of the head");
   const DecoderShape shape{columns(table), num_heads, num_kv_heads, head_dim, sliding_window, rms_norm_eps};
-  const PassTables tables{table.data(), element_type(table), rows(table), cosines.data(),
-                          sines.data(), rows(cosines),       norm.data(), head_layer};
-  new (self) OwningPass{DecoderPass(shape, tables), {embedding, cos, sin, final_norm, head}};
+  const PassTables tables{table.data(),  element_type(table), rows(table), cosines.data(), sines.data(),
+                          rows(cosines), norm.data(),         head_layer,  head_screen};
+  new (self) OwningPass{DecoderPass(shape, tables), {embedding, cos, sin, final_norm, head, screen}};
 }
 
 void add_layer(OwningPass& self, const nb::object& input_norm, const nb::object& qkv, const nb::object& output,
@@ -111,12 +116,12 @@ void run(OwningPass& self, const Array<const std::int32_t, 1>& token_ids, const 
          const Array<const std::int64_t, 1>& slots, const Array<const std::int32_t, 2>& block_tables,
          const Array<const std::int32_t, 1>& query_starts, const Array<const std::int32_t, 1>& context_lens,
          const Array<const std::int64_t, 1>& logits_rows, const nb::list& keys, const nb::list& values,
-         const Out2& logits, const Array<std::int64_t, 1>& likeliest) {
+         const std::optional<Out2>& logits, const Array<std::int64_t, 1>& likeliest) {
   require(rows(positions) == rows(token_ids) && rows(slots) == rows(token_ids),
           "positions and slots must have one entry per token id");
   require(rows(query_starts) == rows(context_lens) + 1, "query_starts must have one entry more than context_lens");
   require(rows(block_tables) == rows(context_lens), "block_tables must have one row per sequence");
-  require(rows(logits) == rows(logits_rows) && columns(logits) == self.pass.vocab_size(),
+  require(!logits || (rows(*logits) == rows(logits_rows) && columns(*logits) == self.pass.vocab_size()),
           "logits must be [logits rows, vocabulary]");
   require(rows(likeliest) == rows(logits_rows), "likeliest must have one entry per row of logits");
   const std::vector<KvCache> caches = caches_of(self.pass, keys, values);
@@ -128,7 +133,7 @@ void run(OwningPass& self, const Array<const std::int32_t, 1>& token_ids, const 
                         logits_rows.data(),
                         rows(logits_rows)};
   nb::gil_scoped_release release;
-  self.pass.run(batch, caches, logits.data(), likeliest.data());
+  self.pass.run(batch, caches, logits ? logits->data() : nullptr, likeliest.data());
 }
 
 }  // namespace
@@ -142,12 +147,12 @@ void bind_decoder(nb::module_& m) {
       .def_prop_ro("num_rows", [](const OwningLayer& self) { return self.layer.num_rows(); })
       .def_prop_ro("num_columns", [](const OwningLayer& self) { return self.layer.num_columns(); });
   nb::class_<OwningPass>(m, "DecoderPass")
-      .def("__init__", &init_pass, "embedding"_a, "cos"_a, "sin"_a, "final_norm"_a, "head"_a, "num_heads"_a,
-           "num_kv_heads"_a, "head_dim"_a, "sliding_window"_a, "rms_norm_eps"_a)
+      .def("__init__", &init_pass, "embedding"_a, "cos"_a, "sin"_a, "final_norm"_a, "head"_a, "screen"_a.none(),
+           "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "sliding_window"_a, "rms_norm_eps"_a)
       .def("add_layer", &add_layer, "input_norm"_a, "qkv"_a, "output"_a, "post_attention_norm"_a, "router"_a.none(),
            "num_experts_per_token"_a, "experts"_a)
       .def("run", &run, n("token_ids"), n("positions"), n("slots"), n("block_tables"), n("query_starts"),
-           n("context_lens"), n("logits_rows"), "keys"_a, "values"_a, n("logits"), n("likeliest"));
+           n("context_lens"), n("logits_rows"), "keys"_a, "values"_a, n("logits").none(), n("likeliest"));
 }
 
 }  // namespace nybble::bindings

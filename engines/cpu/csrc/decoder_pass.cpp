@@ -35,7 +35,9 @@ void DecoderPass::add_layer(const PassLayer& layer) {
   layers_.push_back(layer);
 }
 
-void DecoderPass::run(const PassBatch& batch, const std::vector<KvCache>& caches, float* out, std::int64_t* likeliest) {
+void DecoderPass::run(const PassBatch& batch, const std::vector<KvCache>& caches, float* logits,
+                      std::int64_t* likeliest) {
+  require(logits != nullptr || tables_.screen != nullptr, "tokens without logits take a screen of the head");
   require(caches.size() == layers_.size(), "there must be one cache per layer");
   const std::int64_t num_rows = batch.attention.num_rows, hidden = shape_.hidden_size;
   check_indices("positions", batch.positions, num_rows, tables_.num_positions);
@@ -48,7 +50,7 @@ void DecoderPass::run(const PassBatch& batch, const std::vector<KvCache>& caches
   std::fill_n(branch_, num_rows * hidden, 0.0F);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const PassLayer& layer = layers_[i];
-    const LinearLayer* next = product_after(i, batch);
+    const UpcomingRead next = product_after(i, batch, logits == nullptr);
     attention(layer, batch, caches[i]);
     if (layer.router != nullptr) {
       experts(layer, num_rows, next);
@@ -57,15 +59,14 @@ void DecoderPass::run(const PassBatch& batch, const std::vector<KvCache>& caches
                    next);
     }
   }
-  if (batch.num_logits_rows == 0) return;
-  logits(batch, out);
-  likeliest_tokens(out, batch.num_logits_rows, vocab_size(), likeliest);
+  if (batch.num_logits_rows > 0) choose_tokens(batch, logits, likeliest);
 }
 
-/// The first product behind a layer; behind the last one of all the next pass begins.
-const LinearLayer* DecoderPass::product_after(std::size_t layer, const PassBatch& batch) const {
-  if (layer + 1 < layers_.size()) return layers_[layer + 1].qkv;
-  return batch.num_logits_rows > 0 ? tables_.head : first_product();
+/// What is read behind a layer; behind the last one of all the next pass begins.
+UpcomingRead DecoderPass::product_after(std::size_t layer, const PassBatch& batch, bool screened) const {
+  if (layer + 1 < layers_.size()) return layers_[layer + 1].qkv->weights();
+  if (batch.num_logits_rows == 0) return first_product();
+  return screened ? tables_.screen->panels() : tables_.head->weights();
 }
 
 /// Adds the branch to the residual and writes the norm of that.
@@ -81,7 +82,7 @@ void DecoderPass::attention(const PassLayer& layer, const PassBatch& batch, cons
   const std::int64_t width = shape_.num_heads * head_dim, kv_width = shape_.num_kv_heads * head_dim;
   const std::int64_t row_width = width + 2 * kv_width;
   float* qkv = qkv_memory_.take<float>(num_rows * row_width);
-  layer.qkv->run(norm_rows(layer.input_norm), norm_cost(), normed_, num_rows, qkv, linear_, layer.output);
+  layer.qkv->run(norm_rows(layer.input_norm), norm_cost(), normed_, num_rows, qkv, linear_, layer.output->weights());
 
   float* q = heads_memory_.take<float>(num_rows * row_width);
   float* k = q + num_rows * width;
@@ -103,15 +104,15 @@ void DecoderPass::attention(const PassLayer& layer, const PassBatch& batch, cons
   const auto scale = static_cast<float>(std::pow(static_cast<double>(head_dim), -0.5));
   paged_attention({cache, q, attended, shape_.num_heads, scale, shape_.sliding_window}, batch.attention);
   const LinearLayer* next = layer.router != nullptr ? layer.router : layer.experts[0].gate_up;
-  layer.output->run([](std::int64_t) {}, 0.0, attended, num_rows, branch_, linear_, next);
+  layer.output->run([](std::int64_t) {}, 0.0, attended, num_rows, branch_, linear_, next->weights());
 }
 
 void DecoderPass::feed_forward(const FeedForwardLayer& layer, const RowFunction& fill, double fill_cost, float* x,
-                               std::int64_t num_rows, float* out, const LinearLayer* next) {
+                               std::int64_t num_rows, float* out, const UpcomingRead& next) {
   const KernelTable& table = kernels();
   const std::int64_t intermediate = layer.down->num_columns();
   float* gate_up = gate_up_memory_.take<float>(num_rows * 2 * intermediate);
-  layer.gate_up->run(fill, fill_cost, x, num_rows, gate_up, linear_, layer.down);
+  layer.gate_up->run(fill, fill_cost, x, num_rows, gate_up, linear_, layer.down->weights());
   float* activated = activated_memory_.take<float>(num_rows * intermediate);
   const SiluMulArgs args{gate_up, activated, intermediate};
   layer.down->run([&](std::int64_t row) { table.silu_mul(args, row, row + 1); },
@@ -120,12 +121,11 @@ void DecoderPass::feed_forward(const FeedForwardLayer& layer, const RowFunction&
 
 /// Rows grouped by expert; experts without rows do no work. Contributions in ascending order of expert, so that a
 /// row's sum does not depend on the rest of the batch.
-void DecoderPass::experts(const PassLayer& layer, std::int64_t num_rows, const LinearLayer* next) {
+void DecoderPass::experts(const PassLayer& layer, std::int64_t num_rows, const UpcomingRead& next) {
   const std::int64_t hidden = shape_.hidden_size, k = layer.num_experts_per_token;
   const auto num_experts = static_cast<std::int64_t>(layer.experts.size());
   float* router_logits = router_memory_.take<float>(num_rows * num_experts);
-  layer.router->run(norm_rows(layer.post_attention_norm), norm_cost(), normed_, num_rows, router_logits, linear_,
-                    nullptr);
+  layer.router->run(norm_rows(layer.post_attention_norm), norm_cost(), normed_, num_rows, router_logits, linear_, {});
   std::int32_t* choices = choice_memory_.take<std::int32_t>(num_rows * k);
   float* weights = weight_memory_.take<float>(num_rows * k);
   route_top_k(router_logits, num_rows, num_experts, k, choices, weights);
@@ -157,12 +157,13 @@ void DecoderPass::experts(const PassLayer& layer, std::int64_t num_rows, const L
     };
     const std::int32_t later = first_expert_after(expert);
     feed_forward(layer.experts[static_cast<std::size_t>(expert)], gather, static_cast<double>(hidden), in, count, out,
-                 later < num_experts ? layer.experts[static_cast<std::size_t>(later)].gate_up : next);
+                 later < num_experts ? layer.experts[static_cast<std::size_t>(later)].gate_up->weights() : next);
     scatter_add_rows(out, rows.data(), row_weights.data(), count, hidden, branch_, num_rows);
   }
 }
 
-void DecoderPass::logits(const PassBatch& batch, float* out) {
+/// The final norm, and the head or its screen.
+void DecoderPass::choose_tokens(const PassBatch& batch, float* logits, std::int64_t* likeliest) {
   const KernelTable& table = kernels();
   const std::int64_t hidden = shape_.hidden_size;
   // The norm adds the last branch to copies of the wanted rows.
@@ -176,8 +177,15 @@ void DecoderPass::logits(const PassBatch& batch, float* out) {
     std::copy_n(residual_ + row * hidden, hidden, sum + i * hidden);
     table.rms_norm(args, i, i + 1);
   };
-  tables_.head->run(fill, 4.0 * static_cast<double>(hidden), normed, batch.num_logits_rows, out, linear_,
-                    first_product());
+  const double fill_cost = 4.0 * static_cast<double>(hidden);
+  if (logits == nullptr) {
+    const auto fill_rows = [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) fill(i);
+    };
+    return tables_.screen->likeliest(normed, batch.num_logits_rows, likeliest, {fill_rows, fill_cost, first_product()});
+  }
+  tables_.head->run(fill, fill_cost, normed, batch.num_logits_rows, logits, linear_, first_product());
+  likeliest_tokens(logits, batch.num_logits_rows, vocab_size(), likeliest);
 }
 
 }  // namespace nybble

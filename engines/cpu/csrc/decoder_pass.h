@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "head_screen.h"
 #include "linear_layer.h"
 #include "ops.h"
 
@@ -45,6 +46,7 @@ struct PassTables {
   std::int64_t num_positions;
   const float* final_norm;  // [hidden_size]
   const LinearLayer* head;
+  HeadScreen* screen;  // of the head, or null
 };
 
 struct PassBatch {
@@ -66,19 +68,20 @@ class DecoderPass {
   const DecoderShape& shape() const { return shape_; }
   std::int64_t vocab_size() const { return tables_.head->num_rows(); }
 
-  /// `caches` has one entry per layer; logits [num_logits_rows, vocab_size]; `likeliest` [num_logits_rows] becomes
-  /// likeliest_tokens() of them. Throws std::invalid_argument for an index outside its table. One call at a time.
+  /// `caches` has one entry per layer; logits [num_logits_rows, vocab_size], or null to leave them out, which takes a
+  /// screen; `likeliest` [num_logits_rows] becomes likeliest_tokens() of them. Throws std::invalid_argument for an
+  /// index outside its table. One call at a time.
   void run(const PassBatch& batch, const std::vector<KvCache>& caches, float* logits, std::int64_t* likeliest);
 
  private:
-  const LinearLayer* first_product() const { return layers_.empty() ? nullptr : layers_[0].qkv; }
-  const LinearLayer* product_after(std::size_t layer, const PassBatch& batch) const;
+  UpcomingRead first_product() const { return layers_.empty() ? UpcomingRead{} : layers_[0].qkv->weights(); }
+  UpcomingRead product_after(std::size_t layer, const PassBatch& batch, bool screened) const;
   void attention(const PassLayer& layer, const PassBatch& batch, const KvCache& cache);
   /// `next` as in LinearLayer::run.
   void feed_forward(const FeedForwardLayer& layer, const RowFunction& fill, double fill_cost, float* x,
-                    std::int64_t num_rows, float* out, const LinearLayer* next);
-  void experts(const PassLayer& layer, std::int64_t num_rows, const LinearLayer* next);
-  void logits(const PassBatch& batch, float* out);
+                    std::int64_t num_rows, float* out, const UpcomingRead& next);
+  void experts(const PassLayer& layer, std::int64_t num_rows, const UpcomingRead& next);
+  void choose_tokens(const PassBatch& batch, float* logits, std::int64_t* likeliest);
   RowFunction norm_rows(const float* weight);
   double norm_cost() const { return 2.0 * static_cast<double>(shape_.hidden_size); }
 

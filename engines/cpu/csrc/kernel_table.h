@@ -205,6 +205,44 @@ constexpr int kAttentionTileKeys = 64;
 /// Positions with a softmax of their own, a multiple of the tile: what is spread over threads for a single query.
 constexpr int kAttentionPartitionKeys = 512;
 
+/// Columns that the activations of a HeadScreen lie in blocks of; its weights are padded with zeros to whole blocks.
+constexpr int kScreenBlockColumns = 128;
+constexpr int kScreenBias = 128;                 // what is added to int8 weights
+constexpr float kUnknownNorm = 3.40282347e+38F;  // of a row of which nothing can be said
+
+/// What follows a panel's codes, by lane: output n lies within radius * |x| + reach * step of the screen's product,
+/// |x| being the Euclidean norm of the row and step that of its integers.
+struct ScreenBounds {
+  float scale[kPanelRows];
+  float radius[kPanelRows];
+  float reach[kPanelRows];
+};
+
+/// Panels of int8 weights plus 128, [columns / 4][16 lanes][4], each followed by its ScreenBounds.
+struct ScreenView {
+  const std::uint8_t* data;
+  std::int64_t panel_bytes;
+  std::int64_t num_rows;
+  std::int64_t num_columns;  // padded
+};
+
+/// Rows as 16-bit integers times a step, 256 * high + low.
+struct ScreenRows {
+  std::int8_t* codes;    // [num_columns / 128][num_rows][high, low][128]
+  std::int32_t* biases;  // [num_rows][high, low]: what the 128 of the weights adds, negated
+  float* steps;          // [num_rows]
+  float* norms;          // [num_rows], rounded up, or kUnknownNorm
+};
+
+struct ScreenArgs {
+  ScreenView weight;
+  ScreenRows rows;
+  std::int64_t num_rows;
+  std::int64_t num_panels;
+  float* floors;    // [num_rows][num_panels] what the largest of a panel's outputs is at least
+  float* ceilings;  // [num_rows][num_panels] and at most
+};
+
 /// Instructions whose peak rate bounds a kernel; see machine_limits.h.
 enum class LimitKind : int { kFloat32Fma = 0, kInt8Dot = 1, kBfloat16Dot = 2, kAmxInt8 = 3, kAmxBfloat16 = 4 };
 
@@ -225,6 +263,9 @@ struct KernelTable {
   void (*prepare_w4a16)(const Fp4F32Args&, const IntegerRows&, std::int64_t row_begin, std::int64_t row_end);
   void (*fp4_linear_integer)(const IntegerArgs&, std::int64_t panel_begin, std::int64_t panel_end);
   bool vbmi;
+  /// Bounds of the head's outputs (head_screen.h); null where there is none.
+  void (*prepare_screen_row)(const float* x, std::int64_t num_columns, const ScreenArgs&, std::int64_t row);
+  void (*screen_outputs)(const ScreenArgs&, std::int64_t panel_begin, std::int64_t panel_end);
   /// MXFP4 with many rows, the same bits; null where there are no int8 tiles.
   void (*fp4_linear_tiles)(const IntegerArgs&, std::int64_t panel_begin, std::int64_t panel_end);
   /// NVFP4 with many rows, the same bits again; null where there are no bfloat16 tiles.

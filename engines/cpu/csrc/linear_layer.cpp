@@ -56,18 +56,17 @@ void LinearLayer::add(const Part& part, std::int64_t num_columns) {
 }
 
 void LinearLayer::run(const RowFunction& fill, double fill_cost, float* x, std::int64_t num_rows, float* out,
-                      LinearScratch& scratch, const LinearLayer* next) const {
+                      LinearScratch& scratch, const UpcomingRead& next) const {
   ProductContext context;
   context.write_rows = [&fill](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) fill(row);
   };
   context.row_cost = fill_cost;
-  if (next != nullptr) context.next = next->weights();
+  context.next = next;
   multiply_parts(x, num_rows, out, scratch, context);
   add_biases(num_rows, out);
 }
 
-/// What the first product reads.
 UpcomingRead LinearLayer::weights() const {
   const Part& first = parts_[0];
   return first.fp4 != nullptr ? first.fp4->panels() : first.dense->groups();

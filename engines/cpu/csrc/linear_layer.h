@@ -39,10 +39,13 @@ class LinearLayer {
   std::int64_t num_columns() const { return num_columns_; }
 
   /// out[num_rows, num_rows()] for an input [num_rows, num_columns()] that `fill` writes into `x`, row by row,
-  /// while it is being quantized; `fill_cost` as in parallel_for. `next`, if known, is what runs afterwards: threads
-  /// that wait fetch its weights.
+  /// while it is being quantized; `fill_cost` as in parallel_for. `next`, if known, is what is read
+  /// afterwards: threads that wait fetch it.
   void run(const RowFunction& fill, double fill_cost, float* x, std::int64_t num_rows, float* out,
-           LinearScratch& scratch, const LinearLayer* next) const;
+           LinearScratch& scratch, const UpcomingRead& next) const;
+
+  /// What the first product reads.
+  UpcomingRead weights() const;
 
  private:
   struct Part {
@@ -55,7 +58,6 @@ class LinearLayer {
     bool quantizes() const { return fp4 != nullptr && quantizer.format != InputFormat::kUnquantized; }
   };
   void add(const Part& part, std::int64_t num_columns);
-  UpcomingRead weights() const;
   void multiply_parts(const float* x, std::int64_t num_rows, float* out, LinearScratch& scratch,
                       const ProductContext& context) const;
   void add_biases(std::int64_t num_rows, float* out) const;

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "isa.h"
 #include "packed_scales.h"
 #include "thread_pool.h"
 
@@ -244,6 +245,25 @@ DenseWeight::DenseWeight(const void* values, std::int64_t num_rows, std::int64_t
       }
     }
   });
+}
+
+void DenseWeight::decode_panel(std::int64_t panel, float* out) const {
+  const std::int64_t num_panels = div_up(num_rows_, kPanelRows);
+  const std::int64_t place = panel % kDenseGroupPanels;
+  const std::int64_t group_panels = std::min<std::int64_t>(kDenseGroupPanels, num_panels - (panel - place));
+  const std::int64_t pair = element_type_ == ElementType::kBfloat16 ? 2 : 1;
+  const std::int64_t element_bytes = element_type_ == ElementType::kFloat32 ? 4 : 2;
+  const std::uint8_t* group = buffer_.data() + (panel - place) * dense_panel_bytes(view());
+  float values[kPanelRows * 2];
+  for (std::int64_t k = 0; k < num_columns_; k += pair) {  // [columns / pair][panels][16][pair]
+    const std::uint8_t* at = group + (k / pair * group_panels + place) * kPanelRows * pair * element_bytes;
+    kernels().to_float32(at, element_type_, kPanelRows * pair, values);
+    for (std::int64_t lane = 0; lane < kPanelRows; ++lane) {
+      for (std::int64_t i = 0; i < std::min(pair, num_columns_ - k); ++i) {
+        out[lane * num_columns_ + k + i] = values[lane * pair + i];
+      }
+    }
+  }
 }
 
 DenseView DenseWeight::view() const { return {buffer_.data(), num_rows_, num_columns_, element_type_}; }

@@ -82,6 +82,8 @@ class DenseWeight {
 
   DenseView view() const;
   UpcomingRead groups() const;  // of kDenseGroupPanels panels
+  /// Rows [16 * panel, 16 * panel + 16) as float32 [16, num_columns]; those past the last are zeros.
+  void decode_panel(std::int64_t panel, float* out) const;
   std::int64_t num_rows() const { return num_rows_; }
   std::int64_t num_columns() const { return num_columns_; }
   ElementType element_type() const { return element_type_; }

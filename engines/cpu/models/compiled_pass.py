@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.cpu.decoder_pass import DecoderPass, LinearLayer, PassLayer
-from engines.cpu.linear import CompiledLinear, Linear
+from engines.cpu.linear import CompiledLinear, DenseLinear, Linear
 from engines.cpu.models.layer import DecoderLayer
 from engines.cpu.models.mlp import FeedForward, GatedMlp, MixtureOfExperts
+from engines.cpu.weights import HeadScreen
 
 Float32Array = NDArray[np.float32]
 
@@ -25,6 +26,7 @@ def compile_pass(
     layers: Sequence[DecoderLayer],
     final_norm: Float32Array,
     head: Linear,
+    screen: HeadScreen | None,
     rms_norm_eps: float,
 ) -> DecoderPass | None:
     """The pass over `layers`, or None when one of them runs in Python only."""
@@ -44,8 +46,16 @@ def compile_pass(
         compiled,
         final_norm,
         compiled_head,
+        screen,
         rms_norm_eps,
     )
+
+
+def head_screen(head: Linear) -> HeadScreen | None:
+    """A screen of an unquantized head without a bias; None where there is none."""
+    if not isinstance(head, DenseLinear) or not HeadScreen.fits(head.weight.num_columns):
+        return None
+    return HeadScreen(head.weight)
 
 
 def _layer(layer: DecoderLayer) -> PassLayer:

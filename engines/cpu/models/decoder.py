@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.cpu import kernels
+from engines.cpu.decoder_pass import DecoderPass
 from engines.cpu.forward_batch import ForwardBatch
 from engines.cpu.kv_cache import KvCache
 from engines.cpu.linear import Linear
-from engines.cpu.models.compiled_pass import compile_pass
+from engines.cpu.models.compiled_pass import compile_pass, head_screen
 from engines.cpu.models.layer import DecoderLayer
 from engines.cpu.token_draw import likeliest_tokens
 from engines.cpu.workspace import Workspace
@@ -26,7 +27,9 @@ class Decoder:
     Runs in C++ in one call where every layer has a counterpart there, else operation by operation; the bits
     are the same.
 
-    `embedding` is the file's table, [vocab_size, hidden_size], bfloat16 as uint16, float16 or float32.
+    `embedding` is the file's table, [vocab_size, hidden_size], bfloat16 as uint16, float16 or float32. With
+    `screens_head` the likeliest tokens are found without all logits where those are not wanted, which takes
+    half the head's bytes once more.
     """
 
     def __init__(
@@ -36,6 +39,8 @@ class Decoder:
         final_norm: Float32Array,
         head: Linear,
         rms_norm_eps: float,
+        *,
+        screens_head: bool = False,
     ) -> None:
         self._embedding = embedding
         self._layers = tuple(layers)
@@ -43,7 +48,8 @@ class Decoder:
         self._head = head
         self._eps = rms_norm_eps
         self._workspace = Workspace()
-        self._pass = compile_pass(embedding, self._layers, final_norm, head, rms_norm_eps)
+        self._screen = head_screen(head) if screens_head else None
+        self._pass = compile_pass(embedding, self._layers, final_norm, head, self._screen, rms_norm_eps)
 
     @property
     def vocab_size(self) -> int:
@@ -55,6 +61,11 @@ class Decoder:
         """Whether `forward` is one call into C++."""
         return self._pass is not None
 
+    @property
+    def screens_head(self) -> bool:
+        """Whether `likeliest` computes less than `forward`."""
+        return self._screen is not None and self._pass is not None
+
     def forward(self, batch: ForwardBatch, cache: KvCache) -> Float32Array:
         """Logits of `batch.logits_rows`, float32 [num_logits_rows, vocab_size]; fills `cache`."""
         return self.step(batch, cache)[0]
@@ -65,9 +76,21 @@ class Decoder:
             logits = self.forward_stepwise(batch, cache)
             return logits, likeliest_tokens(logits)
         logits = np.empty((batch.logits_rows.size, self.vocab_size), np.float32)
+        return logits, self._run(self._pass, batch, cache, logits)
+
+    def likeliest(self, batch: ForwardBatch, cache: KvCache) -> NDArray[np.int64]:
+        """What `step` says of each row's likeliest token, without its logits."""
+        if self._pass is None or self._screen is None:
+            return self.step(batch, cache)[1]
+        return self._run(self._pass, batch, cache, None)
+
+    @staticmethod
+    def _run(
+        compiled: DecoderPass, batch: ForwardBatch, cache: KvCache, logits: Float32Array | None
+    ) -> NDArray[np.int64]:
         likeliest = np.empty(batch.logits_rows.size, np.int64)
-        self._pass.run(batch, cache, logits, likeliest)
-        return logits, likeliest
+        compiled.run(batch, cache, logits, likeliest)
+        return likeliest
 
     def forward_stepwise(self, batch: ForwardBatch, cache: KvCache) -> Float32Array:
         """`forward`, one kernel at a time."""

@@ -35,11 +35,17 @@ class ModuleSource(Protocol):
 
 
 def load_decoder(
-    checkpoint: Checkpoint, options: LinearOptions, max_model_len: int, build: LinearBuilder = build_linear
+    checkpoint: Checkpoint,
+    options: LinearOptions,
+    max_model_len: int,
+    build: LinearBuilder = build_linear,
+    *,
+    screens_head: bool = False,
 ) -> Decoder:
     """Build the model of `checkpoint` for sequences of up to `max_model_len` tokens.
 
     `build` makes every linear layer; calibration passes one whose layers record what they read.
+    `screens_head` as in `Decoder`.
     Raises MalformedCheckpoint when `options` need something that the files lack (an input scale, say).
     """
     config = checkpoint.config
@@ -53,7 +59,7 @@ def load_decoder(
     head = build([checkpoint.linear("lm_head")], options)
     final_norm = checkpoint.dense("model.norm").as_float32()
     checkpoint.tensors.release_pages()
-    return Decoder(embedding.data, layers, final_norm, head, config.rms_norm_eps)
+    return Decoder(embedding.data, layers, final_norm, head, config.rms_norm_eps, screens_head=screens_head)
 
 
 def load_layer(

@@ -29,6 +29,13 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def isa_restored() -> Iterator[None]:
+    before = kernels.isa_name()
+    yield
+    kernels.set_isa(before)
+
+
+@pytest.fixture
 def restore_threads() -> Iterator[None]:
     before = kernels.num_threads()
     yield

@@ -34,4 +34,13 @@ inline int64_t superblock_columns(int64_t num_columns, int64_t superblock) {
   return min64(kSuperblockColumns, num_columns - superblock * kSuperblockColumns);
 }
 
+#if defined(NYBBLE_ISA_AVX512)
+/// Integers of at most 127 * 256 + 127 in magnitude as 256 * high + low.
+inline void split_integers(__m512i integers, std::int8_t* high, std::int8_t* low) {
+  const __m512i h = _mm512_srai_epi32(_mm512_add_epi32(integers, _mm512_set1_epi32(128)), 8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(h));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(integers));
+}
+#endif
+
 }  // namespace nybble::NYBBLE_ISA

@@ -33,12 +33,6 @@ void prepare_blocks(const W4A4Args& args, const IntegerRows& rows, int64_t row, 
   }
 }
 
-inline void split_integers(__m512i integers, std::int8_t* high, std::int8_t* low) {
-  const __m512i h = _mm512_srai_epi32(_mm512_add_epi32(integers, _mm512_set1_epi32(128)), 8);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(h));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(integers));
-}
-
 /// Up to 128 values as 16-bit integers times a power of two: q = 256 * high + low, error at most half a unit of the
 /// largest magnitude over 2^15. A NaN or infinity makes the scale NaN.
 void split_columns(const float* x, int64_t columns, std::int8_t* high, std::int8_t* low, float* scale) {

@@ -24,6 +24,8 @@ double limit_operations_amx_bfloat16(LimitKind kind, int64_t iterations);
 double limit_operations_amx(LimitKind kind, int64_t iterations);
 void fp4_linear_f32(const Fp4F32Args& args, int64_t panel_begin, int64_t panel_end);
 void dense_linear(const DenseArgs& args, int64_t group_begin, int64_t group_end);
+void prepare_screen_row(const float* x, int64_t num_columns, const ScreenArgs& args, int64_t row);
+void screen_outputs(const ScreenArgs& args, int64_t panel_begin, int64_t panel_end);
 void quantize_mxfp4(const QuantizeArgs& args, int64_t row_begin, int64_t row_end);
 void quantize_nvfp4(const QuantizeArgs& args, int64_t row_begin, int64_t row_end);
 void rms_norm(const RmsNormArgs& args, int64_t row_begin, int64_t row_end);

@@ -6,14 +6,9 @@
 // five. Cascade Lake and Cooper Lake have VNNI and not VBMI, so these sources are compiled without it.
 
 #include "integer_weights_avx512.h"
+#include "unroll.h"
 
 namespace nybble::NYBBLE_ISA {
-
-#if defined(__SANITIZE_ADDRESS__)  // compiles for many minutes otherwise
-#define NYBBLE_UNROLL
-#else
-#define NYBBLE_UNROLL _Pragma("GCC unroll 32")
-#endif
 
 /// Scale bytes [block][16] of a superblock; blocks past the last column as the first one.
 inline __m512i superblock_scales(const std::uint8_t* scales, int num_blocks) {

@@ -20,6 +20,8 @@ constexpr KernelTable kTable = {
     .prepare_w4a16 = isa::prepare_w4a16,
     .fp4_linear_integer = isa::fp4_linear_integer,
     .vbmi = true,
+    .prepare_screen_row = isa::prepare_screen_row,
+    .screen_outputs = isa::screen_outputs,
 #else
     .w4a4_biases = isa::w4a4_biases,
     .fp4_linear_w4a4 = isa::fp4_linear_w4a4,
@@ -27,6 +29,8 @@ constexpr KernelTable kTable = {
     .prepare_w4a16 = nullptr,
     .fp4_linear_integer = nullptr,
     .vbmi = false,
+    .prepare_screen_row = nullptr,
+    .screen_outputs = nullptr,
 #endif
     .fp4_linear_tiles = nullptr,
     .tile_rows_w4a4 = nullptr,

@@ -23,6 +23,7 @@ namespace {
 void test_everything() {
   test_fp4_linears();
   test_half_types();
+  test_head_screen();
   test_quantize_ties();
   test_nvfp4_thresholds();
   test_rowwise();

@@ -5,6 +5,7 @@ namespace nybble {
 
 void test_fp4_linears();
 void test_half_types();
+void test_head_screen();
 void test_quantize_ties();
 void test_nvfp4_thresholds();
 void test_rowwise();
