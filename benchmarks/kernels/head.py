@@ -1,13 +1,16 @@
-"""The bfloat16 head, an unquantized product, by itself: `python -m benchmarks.kernels.head --output FILE`.
+"""The bfloat16 head, an unquantized product, and its screen: `python -m benchmarks.kernels.head`.
 
 Milliseconds, GB/s and GFLOP/s by number of rows, beside limits measured in the same run; the best call
-of each counts. The weight is larger than the caches. `--clock cpu` as in benchmarks.kernels.linear.
+of each counts. The screen's calls find the likeliest token of random rows, among random weights, whose
+largest outputs lie closer together than a trained model's. Weights are larger than the caches: of the screen
+there are several. `--clock cpu` as in benchmarks.kernels.linear.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -17,16 +20,18 @@ from benchmarks.kernels.timing import add_timing_options, chosen_clock
 from engines.bench.timed_cases import Case, best_seconds
 from engines.cpu import kernels
 from engines.cpu.machine_limits import MachineLimits, measure_machine_limits
-from engines.cpu.weights import DenseWeight
+from engines.cpu.weights import DenseWeight, HeadScreen
+
+_NUM_SCREENS = 4
 
 
 def head_cases(vocab_size: int, hidden_size: int, rows: list[int]) -> list[Case]:
-    """One product of random numbers for each number of rows, all with the same weight."""
+    """A product and a search for the likeliest token for each number of rows, all with the same weight."""
     rng = np.random.default_rng(0)
     numbers = rng.standard_normal((vocab_size, hidden_size), np.float32)
     weight = DenseWeight((numbers.view(np.uint32) >> 16).astype(np.uint16))
 
-    def case(num_rows: int) -> Case:
+    def product(num_rows: int) -> Case:
         x = rng.standard_normal((num_rows, hidden_size), np.float32)
         out = np.empty((num_rows, vocab_size), np.float32)
         operations = 2 * num_rows * vocab_size * hidden_size
@@ -34,13 +39,25 @@ def head_cases(vocab_size: int, hidden_size: int, rows: list[int]) -> list[Case]
             "head", num_rows, weight.num_bytes, operations, lambda: kernels.dense_linear(x, weight, out)
         )
 
-    return [case(num_rows) for num_rows in rows]
+    screens = [HeadScreen(weight) for _ in range(_NUM_SCREENS if HeadScreen.fits(hidden_size) else 0)]
+    in_turn = cycle(screens)
+
+    def search(num_rows: int) -> Case:
+        x = rng.standard_normal((num_rows, hidden_size), np.float32)
+        out = np.empty(num_rows, np.int64)
+        operations = 2 * num_rows * vocab_size * hidden_size
+        return Case(
+            "screen", num_rows, screens[0].num_bytes, operations, lambda: next(in_turn).likeliest(x, out)
+        )
+
+    return [product(num_rows) for num_rows in rows] + [search(num_rows) for num_rows in rows if screens]
 
 
 def row(case: Case, seconds: float, limits: MachineLimits) -> dict[str, Any]:
     """What the record says of a case."""
     read, rate = case.num_bytes / seconds, case.num_operations / seconds
     return {
+        "case": case.name,
         "num_rows": case.num_rows,
         "milliseconds": round(seconds * 1e3, 3),
         "bytes_per_second": round(read),
