@@ -1,4 +1,4 @@
-"""With a screen of the head greedy sequences get the tokens that all logits would give them, and others all logits."""
+"""With a screen of the head greedy sequences get the tokens of all logits, and others all logits."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_tokens_are_those_of_all_logits(
 def test_outputs_that_lie_closer_than_the_bounds_are_told_apart(
     screening_isa: str, rng: np.random.Generator
 ) -> None:
-    """A thousand outputs within an int8 step of each other, and copies of the largest: the first of them counts."""
+    """A thousand outputs within an int8 step of each other; of copies of the largest the first counts."""
     base = rng.standard_normal(512, np.float32)
     weights = base + 2.0**-12 * rng.standard_normal((1000, 512), np.float32)
     weights[[900, 77, 400]] = weights[123]
@@ -74,7 +74,7 @@ def test_outputs_that_lie_closer_than_the_bounds_are_told_apart(
 
 
 def test_weights_rounded_the_worst_way_are_still_within_the_bound(screening_isa: str) -> None:
-    """Of two outputs the larger is rounded down in every column, far below the other, which int8 holds exactly."""
+    """The larger output is rounded down in every column, below another that int8 holds exactly."""
     weights = np.zeros((40, 2048), np.float32)
     weights[37] = 50.48
     weights[3] = np.where(np.arange(2048) % 20 < 9, 51, 50)  # 50.45 in the mean
