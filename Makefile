@@ -40,11 +40,15 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	find engines/cpu/csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
 
-# The kernels' own tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The kernels' own tests under AddressSanitizer and UndefinedBehaviorSanitizer; and no instruction set leaks into another's
+# objects, which takes an optimised build to say.
 cpp-test:
 	cmake -S . -B build/sanitize -DNYBBLE_PYTHON=OFF -DNYBBLE_KERNEL_TESTS=ON -DNYBBLE_SANITIZE=ON
 	cmake --build build/sanitize --parallel 2
 	build/sanitize/kernel_tests
+	cmake -S . -B build/release -DNYBBLE_PYTHON=OFF
+	cmake --build build/release --parallel 2
+	scripts/check_isa_symbols.sh build/release
 
 # Build the container image without Docker, look into it and run it without a network (root, buildah, debootstrap).
 image-test:

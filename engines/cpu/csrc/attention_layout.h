@@ -97,8 +97,9 @@ struct HeadsScratch {
     float* factors = memory + padded * kAttentionTileKeys;
     return {memory, factors, factors + padded, floats_per_head(num_queries, stride)};
   }
-  /// Without `tile` and `zeros`. `q` has room for parts.
-  AttentionScratch of(std::int64_t head, std::int64_t num_queries, std::int64_t stride) const {
+  /// Without `tile` and `zeros`. `q` has room for parts. Inline in every instruction set's objects: a function of its
+  /// own would be one for all of them.
+  [[gnu::always_inline]] AttentionScratch of(std::int64_t head, std::int64_t num_queries, std::int64_t stride) const {
     const std::int64_t padded = round_up_to_lanes(num_queries);
     AttentionScratch scratch{};
     scratch.scores = scores;
