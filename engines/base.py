@@ -56,6 +56,11 @@ class EngineOptions:
     stall_timeout_seconds: float = 120.0
     echo_faults: str = ""
 
+    @property
+    def may_screen_head(self) -> bool:
+        """Whether `head_screen` applies: reference numerics compute all there is."""
+        return self.head_screen and self.numerics == "fast"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:

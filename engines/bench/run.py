@@ -57,7 +57,7 @@ def run_benchmark(
         kernels.set_num_threads(options.num_threads)
     machine = measure_machine_limits()
     cost = model_cost(checkpoint, as_nvfp4=False, as_read=True)
-    is_screened = options.head_screen and options.numerics == "fast"
+    decode_cost = greedy_cost(cost) if options.may_screen_head else cost
     device = measured_device(cpu_device(), machine)
     layers: tuple[KernelPhase, ...] = ()
     if with_kernels:
@@ -79,7 +79,7 @@ def run_benchmark(
         weight_bytes=cost.resident_bytes,
         peak_resident_bytes=offline.peak_resident_bytes,
         kernels=layers,
-        phases=phases(greedy_cost(cost) if is_screened else cost, device, workload, offline.rates),
+        phases=phases(decode_cost, device, workload, offline.rates),
         http=http,
     )
 

@@ -47,20 +47,22 @@ class ModelRunner:
         Without `wants_logits` the likeliest tokens alone; no sequence may then want its prompt's.
         """
         forward_batch = self._forward_batch(batch)
-        if not wants_logits and self._model.screens_head:
-            return _likeliest_only(batch, self._model.likeliest(forward_batch, self._cache).tolist())
-        logits, likeliest = self._model.step(forward_batch, self._cache)
+        logits: NDArray[np.float32] | None = None
+        if wants_logits or not self._model.screens_head:
+            logits, likeliest = self._model.step(forward_batch, self._cache)
+        else:
+            likeliest = self._model.likeliest(forward_batch, self._cache)
         likeliest_ids: list[int] = likeliest.tolist()
         results = []
         end = 0
         for scheduled in batch.scheduled:
             start, end = end, end + _num_logits_rows(scheduled)
-            prompt = logits[start:end] if scheduled.sequence.wants_prompt_logits else None
-            if scheduled.needs_logits:
-                first = end - 1 - len(scheduled.draft_token_ids)
-                results.append(SequenceLogits(scheduled, prompt, logits[first:end], likeliest_ids[first:end]))
-            else:
-                results.append(SequenceLogits(scheduled, prompt, None))
+            first = end - 1 - len(scheduled.draft_token_ids) if scheduled.needs_logits else end
+            prompt = following = None
+            if logits is not None:
+                prompt = logits[start:end] if scheduled.sequence.wants_prompt_logits else None
+                following = logits[first:end] if scheduled.needs_logits else None
+            results.append(SequenceLogits(scheduled, prompt, following, likeliest_ids[first:end]))
         return results
 
     def _forward_batch(self, batch: Batch) -> ForwardBatch:
@@ -98,15 +100,6 @@ class ModelRunner:
         rows = np.arange(start, end)
         slots: list[int] = (np.asarray(table, np.int64)[rows // size] * size + rows % size).tolist()
         return slots
-
-
-def _likeliest_only(batch: Batch, likeliest_ids: list[int]) -> list[SequenceLogits]:
-    results = []
-    end = 0
-    for scheduled in batch.scheduled:
-        start, end = end, end + _num_logits_rows(scheduled)
-        results.append(SequenceLogits(scheduled, None, None, likeliest_ids[start:end]))
-    return results
 
 
 def _num_logits_rows(scheduled: ScheduledSequence) -> int:

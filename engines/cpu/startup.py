@@ -96,8 +96,9 @@ def _load_model(
         return built
 
     linear_options = LinearOptions(options.activations == "checkpoint", options.numerics == "reference")
-    screens_head = options.head_screen and options.numerics == "fast"
-    return load_decoder(checkpoint, linear_options, max_model_len, build, screens_head=screens_head)
+    return load_decoder(
+        checkpoint, linear_options, max_model_len, build, screens_head=options.may_screen_head
+    )
 
 
 def _scheduler(options: EngineOptions, num_blocks: int, max_model_len: int) -> Scheduler:

@@ -92,23 +92,14 @@ class DenseWeight(_kernels.DenseWeight):
         super().__init__(values)
 
 
-SCREEN_BLOCK_COLUMNS = 128
-_SCREEN_BOUNDS_BYTES = 12
-
-
 class HeadScreen(_kernels.HeadScreen):
     """An int8 copy of a head that says which outputs can be a row's largest; those alone are then computed.
 
     `likeliest(x, out)` fills `out`, int64 [M], with what `token_draw.likeliest_tokens` finds in
     `kernels.dense_linear(x)`, x float32 [M, K]: the same tokens, for half the bytes and integer products
     (csrc/head_screen.h). `fits(K)` says whether there is one: the kernels in use need VNNI, and K has to be
-    even and at most 65,536. ValueError for a head that does not fit.
+    even and at most 65,536. `bytes_of(N, K)` is what it takes, and reads. ValueError for a head that does not
+    fit.
     """
 
     __slots__ = ()
-
-    @staticmethod
-    def bytes_of(num_rows: int, num_columns: int) -> int:
-        """Bytes that a screen of a head [num_rows, num_columns] takes, and reads."""
-        padded = -(-num_columns // SCREEN_BLOCK_COLUMNS) * SCREEN_BLOCK_COLUMNS
-        return -(-num_rows // 16) * 16 * (padded + _SCREEN_BOUNDS_BYTES)

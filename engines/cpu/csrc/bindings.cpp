@@ -283,6 +283,7 @@ NB_MODULE(_kernels, m) {
   nb::class_<nybble::HeadScreen>(m, "HeadScreen")
       .def(nb::init<const nybble::DenseWeight&>(), "head"_a, nb::keep_alive<1, 2>(), NoGil())
       .def_static("fits", &nybble::HeadScreen::fits, "num_columns"_a)
+      .def_static("bytes_of", &nybble::HeadScreen::bytes_of, "num_rows"_a, "num_columns"_a)
       .def("likeliest", &screened_tokens, nb::arg("x").noconvert(), nb::arg("out").noconvert())
       .def_prop_ro("num_bytes", &nybble::HeadScreen::num_bytes);
 

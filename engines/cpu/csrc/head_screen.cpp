@@ -18,7 +18,11 @@ constexpr std::int64_t kGroupOutputs = kDenseGroupPanels * kPanelRows;
 constexpr float kMaxOutput = 1e37F;        // beyond, the product itself might overflow
 constexpr double kAboveRounding = 1.0001;  // of bounds that are kept, and multiplied, in float32
 
-std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t padded(std::int64_t num_columns) { return div_up(num_columns, kScreenBlockColumns) * kScreenBlockColumns; }
+
+std::int64_t bytes_of_panel(std::int64_t num_columns) {
+  return padded(num_columns) * kPanelRows + static_cast<std::int64_t>(sizeof(ScreenBounds));
+}
 
 /// One output's weights as int8 times a scale, and what that leaves out.
 struct RoundedWeights {
@@ -56,13 +60,17 @@ bool HeadScreen::fits(std::int64_t num_columns) {
   return kernels().screen_outputs != nullptr && num_columns <= kMaxColumns && num_columns % 2 == 0;
 }
 
+std::int64_t HeadScreen::bytes_of(std::int64_t num_rows, std::int64_t num_columns) {
+  return div_up(num_rows, kPanelRows) * bytes_of_panel(num_columns);
+}
+
 HeadScreen::HeadScreen(const DenseWeight& head)
     : head_(&head),
       num_panels_(div_up(head.num_rows(), kPanelRows)),
-      num_columns_(div_up(head.num_columns(), kScreenBlockColumns) * kScreenBlockColumns),
-      panel_bytes_(num_columns_ * kPanelRows + static_cast<std::int64_t>(sizeof(ScreenBounds))) {
+      num_columns_(padded(head.num_columns())),
+      panel_bytes_(bytes_of_panel(head.num_columns())) {
   if (!fits(head.num_columns())) throw std::invalid_argument("these kernels have no screen for such a head");
-  buffer_ = AlignedBuffer(static_cast<std::size_t>(num_panels_ * panel_bytes_));
+  buffer_ = AlignedBuffer(static_cast<std::size_t>(bytes_of(head.num_rows(), head.num_columns())));
   const std::int64_t num_values = kPanelRows * head.num_columns();
   std::vector<float> norms(static_cast<std::size_t>(num_panels_));
   parallel_for(num_panels_, 4.0 * static_cast<double>(num_values), [&](std::int64_t begin, std::int64_t end) {

@@ -21,6 +21,8 @@ class HeadScreen {
  public:
   /// Whether the kernels in use have a screen, and int32 sums hold the products of so many columns.
   static bool fits(std::int64_t num_columns);
+  /// What a screen of a head [num_rows, num_columns] takes, and reads.
+  static std::int64_t bytes_of(std::int64_t num_rows, std::int64_t num_columns);
 
   /// Borrows the head. Throws std::invalid_argument for one that does not fit.
   explicit HeadScreen(const DenseWeight& head);

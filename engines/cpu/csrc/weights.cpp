@@ -15,8 +15,6 @@ namespace nybble {
 
 namespace {
 
-std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 constexpr float kE2m1[16] = {0.0F,  0.5F,  1.0F,  1.5F,  2.0F,  3.0F,  4.0F,  6.0F,
                              -0.0F, -0.5F, -1.0F, -1.5F, -2.0F, -3.0F, -4.0F, -6.0F};
 
@@ -224,39 +222,41 @@ DenseWeight::DenseWeight(const void* values, std::int64_t num_rows, std::int64_t
     : num_rows_(num_rows), num_columns_(num_columns), element_type_(element_type) {
   if (num_rows <= 0 || num_columns <= 0) throw std::invalid_argument("a dense weight needs rows and columns");
   const std::int64_t num_panels = div_up(num_rows, kPanelRows);
-  const std::int64_t panel_bytes = dense_panel_bytes(view());
-  buffer_ = AlignedBuffer(static_cast<std::size_t>(num_panels * panel_bytes));
+  buffer_ = AlignedBuffer(static_cast<std::size_t>(num_panels * dense_panel_bytes(view())));
   parallel_for(num_panels, static_cast<double>(num_columns * kPanelRows), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t p = begin; p < end; ++p) {
       const std::int64_t lanes = std::min<std::int64_t>(kPanelRows, num_rows - p * kPanelRows);
-      const std::int64_t place = p % kDenseGroupPanels;
-      const std::int64_t group_panels = std::min<std::int64_t>(kDenseGroupPanels, num_panels - (p - place));
-      const std::int64_t source = p * kPanelRows * num_columns;
-      std::uint8_t* group = buffer_.data() + (p - place) * panel_bytes;
-      const auto transpose = [&](auto element, std::int64_t pair) {
+      const Place place = place_of(p);
+      const std::int64_t source = p * kPanelRows * num_columns, pair = columns_together();
+      const auto transpose = [&](auto element) {
         using Element = decltype(element);
-        transpose_dense_panel(static_cast<const Element*>(values) + source, lanes, num_columns, pair, group_panels,
-                              reinterpret_cast<Element*>(group) + place * pair * kPanelRows);
+        auto* group = reinterpret_cast<Element*>(buffer_.data() + place.group_offset);
+        transpose_dense_panel(static_cast<const Element*>(values) + source, lanes, num_columns, pair, place.num_panels,
+                              group + place.index * pair * kPanelRows);
       };
       if (element_type == ElementType::kFloat32) {
-        transpose(std::uint32_t{}, 1);
+        transpose(std::uint32_t{});
       } else {
-        transpose(std::uint16_t{}, element_type == ElementType::kBfloat16 ? 2 : 1);
+        transpose(std::uint16_t{});
       }
     }
   });
 }
 
+DenseWeight::Place DenseWeight::place_of(std::int64_t panel) const {
+  const std::int64_t index = panel % kDenseGroupPanels, first = panel - index;
+  const std::int64_t num_panels = div_up(num_rows_, kPanelRows) - first;
+  return {index, std::min<std::int64_t>(kDenseGroupPanels, num_panels), first * dense_panel_bytes(view())};
+}
+
 void DenseWeight::decode_panel(std::int64_t panel, float* out) const {
-  const std::int64_t num_panels = div_up(num_rows_, kPanelRows);
-  const std::int64_t place = panel % kDenseGroupPanels;
-  const std::int64_t group_panels = std::min<std::int64_t>(kDenseGroupPanels, num_panels - (panel - place));
-  const std::int64_t pair = element_type_ == ElementType::kBfloat16 ? 2 : 1;
+  const Place place = place_of(panel);
+  const std::int64_t pair = columns_together();
   const std::int64_t element_bytes = element_type_ == ElementType::kFloat32 ? 4 : 2;
-  const std::uint8_t* group = buffer_.data() + (panel - place) * dense_panel_bytes(view());
+  const std::uint8_t* group = buffer_.data() + place.group_offset;
   float values[kPanelRows * 2];
   for (std::int64_t k = 0; k < num_columns_; k += pair) {  // [columns / pair][panels][16][pair]
-    const std::uint8_t* at = group + (k / pair * group_panels + place) * kPanelRows * pair * element_bytes;
+    const std::uint8_t* at = group + (k / pair * place.num_panels + place.index) * kPanelRows * pair * element_bytes;
     kernels().to_float32(at, element_type_, kPanelRows * pair, values);
     for (std::int64_t lane = 0; lane < kPanelRows; ++lane) {
       for (std::int64_t i = 0; i < std::min(pair, num_columns_ - k); ++i) {

@@ -13,6 +13,8 @@
 
 namespace nybble {
 
+constexpr std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
 /// One FP4 weight (or one of several stacked along the rows) as a checkpoint stores it. Borrowed for the repacking.
 struct Fp4Shard {
   const std::uint8_t* packed;  // [num_rows, K/2], low nibble = even column
@@ -90,6 +92,14 @@ class DenseWeight {
   std::size_t num_bytes() const { return buffer_.num_bytes(); }
 
  private:
+  /// Where a panel lies: at `index` of the `num_panels` of the group that begins at `group_offset` bytes.
+  struct Place {
+    std::int64_t index, num_panels, group_offset;
+  };
+  Place place_of(std::int64_t panel) const;
+  /// Columns that lie beside each other for every output.
+  std::int64_t columns_together() const { return element_type_ == ElementType::kBfloat16 ? 2 : 1; }
+
   std::int64_t num_rows_;
   std::int64_t num_columns_;
   ElementType element_type_;

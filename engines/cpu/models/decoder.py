@@ -79,9 +79,8 @@ class Decoder:
         return logits, self._run(self._pass, batch, cache, logits)
 
     def likeliest(self, batch: ForwardBatch, cache: KvCache) -> NDArray[np.int64]:
-        """What `step` says of each row's likeliest token, without its logits."""
-        if self._pass is None or self._screen is None:
-            return self.step(batch, cache)[1]
+        """What `step` says of each row's likeliest token, without its logits; only where `screens_head`."""
+        assert self._pass is not None
         return self._run(self._pass, batch, cache, None)
 
     @staticmethod

@@ -20,19 +20,17 @@ if "avx512" in ISAS:
     ISAS.append("amx-emulated")  # the AMX kernels, on tiles in software
 
 
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = kernels.isa_name()
-    kernels.set_isa(request.param)
-    yield request.param
-    kernels.set_isa(before)
-
-
 @pytest.fixture
 def isa_restored() -> Iterator[None]:
     before = kernels.isa_name()
     yield
     kernels.set_isa(before)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, isa_restored: None) -> str:
+    kernels.set_isa(request.param)
+    return str(request.param)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from engines.cpu import kernels, reference
 from engines.cpu.weights import Fp4Shard, Fp4Weight
 from engines.fp4 import e4m3, e8m0, mxfp4, nvfp4
+from tests.support.fp4_codes import DOUBLED_E2M1
 
 ONE_TABLE = mxfp4.scale_table()
 CT_TABLE = nvfp4.scale_table("compressed-tensors", 937.0)
@@ -35,8 +36,7 @@ def random_shard(rng: np.random.Generator, num_rows: int, num_columns: int, grou
 def random_activations(
     rng: np.random.Generator, num_rows: int, num_columns: int, group_size: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    grid = np.array([0, 1, 2, 3, 4, 6, 8, 12, -1, -2, -3, -4, -6, -8, -12], np.int8)
-    codes = grid[rng.integers(0, grid.size, (num_rows, num_columns))]
+    codes = DOUBLED_E2M1[rng.integers(0, DOUBLED_E2M1.size, (num_rows, num_columns))]
     return codes, rng.lognormal(0, 3, (num_rows, num_columns // group_size)).astype(np.float32)
 
 
@@ -236,10 +236,9 @@ def test_extreme_scales_for_every_pair_of_codes(isa: str, w_byte: int, a_byte: i
     packed = np.zeros((256, 16), np.uint8)
     packed[:, 5] = np.arange(256)
     shard = Fp4Shard(packed, np.full((256, 1), w_byte, np.uint8), mxfp4.scale_table())
-    grid = np.array([0, 1, 2, 3, 4, 6, 8, 12, -1, -2, -3, -4, -6, -8, -12], np.int8)
-    codes = np.zeros((grid.size, 32), np.int8)
-    codes[:, 10] = grid
-    scales = np.full((grid.size, 1), e8m0.VALUES[a_byte], np.float32)
+    codes = np.zeros((DOUBLED_E2M1.size, 32), np.int8)
+    codes[:, 10] = DOUBLED_E2M1
+    scales = np.full((DOUBLED_E2M1.size, 1), e8m0.VALUES[a_byte], np.float32)
     got = w4a4(codes, scales, Fp4Weight([shard], 32))
     want = reference.fp4_linear_w4a4(codes, scales, [shard], 32)
     np.testing.assert_array_equal(got, want)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from engines.cpu import kernels, reference
 from engines.cpu.weights import Fp4Shard, Fp4Weight, mxfp4_read_bytes
 from engines.fp4 import mxfp4
+from tests.support.fp4_codes import DOUBLED_E2M1
 
 TABLE = mxfp4.scale_table()
 LOWEST, HIGHEST = 77, 177  # scale bytes that may be shared
@@ -31,8 +32,7 @@ def activations(
     rng: np.random.Generator, num_rows: int, num_columns: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Rows whose exponents may be shared, every third with some that may not, and blocks of zeros."""
-    grid = np.array([0, 1, 2, 3, 4, 6, 8, 12, -1, -2, -3, -4, -6, -8, -12], np.int8)
-    codes = grid[rng.integers(0, grid.size, (num_rows, num_columns))]
+    codes = DOUBLED_E2M1[rng.integers(0, DOUBLED_E2M1.size, (num_rows, num_columns))]
     exponents = rng.integers(-4, 0, (num_rows, num_columns // 32))
     exponents[1::3] = rng.integers(-20, 20, exponents[1::3].shape)
     codes[2::4, :32] = 0

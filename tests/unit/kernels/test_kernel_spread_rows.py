@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from engines.cpu import kernels, reference
 from engines.cpu.weights import Fp4Shard, Fp4Weight
 from engines.fp4 import mxfp4
+from tests.support.fp4_codes import DOUBLED_E2M1
 
-GRID = np.array([0, 1, 2, 3, 4, 6, 8, 12, -1, -2, -3, -4, -6, -8, -12], np.int8)
 # Rows, outputs, columns: tiles from 9 rows on, in blocks of 192; odd numbers of panels; short superblocks.
 SHAPES = [
     (9, 16, 128),
@@ -68,7 +68,7 @@ def test_every_row_exactly_so_far_apart(
     isa: str, rng: np.random.Generator, shape: tuple[int, int, int], distance: int
 ) -> None:
     num_rows, num_outputs, num_columns = shape
-    codes = rng.choice(GRID, (num_rows, num_columns))
+    codes = rng.choice(DOUBLED_E2M1, (num_rows, num_columns))
     scales = scales_apart(rng, num_rows, num_columns // 32, np.full(num_rows, distance))
     assert_bits_of_the_reference(codes, scales, close_weights(rng, num_outputs, num_columns))
 
@@ -76,7 +76,7 @@ def test_every_row_exactly_so_far_apart(
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_rows_of_all_kinds(isa: str, rng: np.random.Generator, shape: tuple[int, int, int]) -> None:
     num_rows, num_outputs, num_columns = shape
-    codes = rng.choice(GRID, (num_rows, num_columns))
+    codes = rng.choice(DOUBLED_E2M1, (num_rows, num_columns))
     distance = rng.choice(np.array([0, 3, 4, 5, 6, 7, 8, 20]), num_rows)
     scales = scales_apart(rng, num_rows, num_columns // 32, distance)
     assert_bits_of_the_reference(codes, scales, close_weights(rng, num_outputs, num_columns))
@@ -84,7 +84,7 @@ def test_rows_of_all_kinds(isa: str, rng: np.random.Generator, shape: tuple[int,
 
 @pytest.mark.parametrize("outside", [0.3, 0.0, 2.0**-127, 2.0**127, 2.0**-3])
 def test_a_block_of_zeros_has_any_scale(isa: str, rng: np.random.Generator, outside: float) -> None:
-    codes = rng.choice(GRID, (40, 288))
+    codes = rng.choice(DOUBLED_E2M1, (40, 288))
     scales = scales_apart(rng, 40, 9, np.full(40, 6))
     zeros = rng.integers(0, 9, 40)
     for row, block in enumerate(zeros):
@@ -95,7 +95,7 @@ def test_a_block_of_zeros_has_any_scale(isa: str, rng: np.random.Generator, outs
 
 def test_weights_of_which_one_superblock_is_not_shared(isa: str, rng: np.random.Generator) -> None:
     """Its panel keeps its scales as they are, and the other superblocks are still one product or two."""
-    codes = rng.choice(GRID, (35, 288))
+    codes = rng.choice(DOUBLED_E2M1, (35, 288))
     scales = scales_apart(rng, 35, 9, np.full(35, 7))
     for output in (0, 20, 47):
         for block in (0, 5, 8):
@@ -120,7 +120,7 @@ def test_the_largest_sums_are_exact(isa: str, sign: int) -> None:
 
 
 def test_a_scale_that_is_no_number_stays_in_its_row(isa: str, rng: np.random.Generator) -> None:
-    codes = rng.choice(GRID, (40, 128))
+    codes = rng.choice(DOUBLED_E2M1, (40, 128))
     scales = scales_apart(rng, 40, 4, np.full(40, 5))
     shard = close_weights(rng, 33, 128)
     clean = product(codes, scales, shard)
@@ -131,7 +131,7 @@ def test_a_scale_that_is_no_number_stays_in_its_row(isa: str, rng: np.random.Gen
 
 
 def test_a_row_alone_has_the_bits_it_has_among_others(isa: str, rng: np.random.Generator) -> None:
-    codes = rng.choice(GRID, (50, 160))
+    codes = rng.choice(DOUBLED_E2M1, (50, 160))
     scales = scales_apart(rng, 50, 5, rng.choice(np.array([0, 5, 7]), 50))
     shard = close_weights(rng, 48, 160)
     batch = product(codes, scales, shard)

@@ -25,7 +25,7 @@ static inline int shareable_byte(float scale) {
 
 struct SharedExponent {
   bool regular;
-  bool spread;  // not regular, but two products do (spread_rows_avx512.h)
+  bool in_two;  // two products do, if not one (spread_rows_avx512.h)
   int lowest;
   int shifts[kSuperblockColumns / 32];
 };
@@ -41,8 +41,7 @@ static inline SharedExponent share_exponent(const int* bytes, int num_blocks) {
     highest = bytes[b] > highest ? bytes[b] : highest;
   }
   const int distance = highest - lowest;
-  SharedExponent shared{
-      regular && distance <= kMaxShift, regular && distance > kMaxShift && distance <= kMaxSpread, lowest, {}};
+  SharedExponent shared{regular && distance <= kMaxShift, regular && distance <= kMaxSpread, lowest, {}};
   if (highest == 0) shared.lowest = 127;  // zeros only
   for (int b = 0; b < num_blocks; ++b) shared.shifts[b] = bytes[b] > 0 ? bytes[b] - shared.lowest : 0;
   return shared;
@@ -176,8 +175,7 @@ static inline void prepare_shared(const W4A4Args& args, const IntegerRows& rows,
   }
   clear_rest(out, count * 32);
   rows.biases[slot] = shared.regular ? bias : 0;
-  const bool lowest_counts = shared.regular || shared.spread;
-  rows.scales[slot] = lowest_counts ? bits_to_float(static_cast<std::uint32_t>(shared.lowest) << 23) : 0.0F;
+  rows.scales[slot] = shared.in_two ? bits_to_float(static_cast<std::uint32_t>(shared.lowest) << 23) : 0.0F;
 }
 
 }  // namespace nybble::NYBBLE_ISA
