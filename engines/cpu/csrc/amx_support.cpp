@@ -66,6 +66,9 @@ std::string fault_of(bool present, bool (*check)(const KernelTable&), const Kern
 
 AmxSupport find_support() {
   if (amx_kernels(true, true) == nullptr) return {nullptr, "not in this build"};
+#if defined(NYBBLE_HOLLOW_TILES)
+  return {amx_kernels(true, true), "hollow: a build that predicts times and computes nothing"};
+#endif
   const TileInstructions present = tile_instructions();
   if (!present.int8 && !present.bfloat16) return {nullptr, "not in this processor"};
   if (!request_permission()) return {nullptr, "not permitted by the operating system"};

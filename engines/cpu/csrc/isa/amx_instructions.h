@@ -3,10 +3,17 @@
 // operating system's permission and a passed self-check.
 
 #include "amx_tiles.h"
+#if defined(NYBBLE_HOLLOW_TILES)
+#include "hollow_tiles.h"
+#endif
 
 namespace nybble::NYBBLE_ISA {
 
 namespace {
+
+#if defined(NYBBLE_HOLLOW_TILES)
+using HardwareTileInstructions = HollowTileInstructions;
+#else
 
 // Written out: GCC's intrinsics paste the text of a tile's number into the instruction, which a template parameter is
 // not, and its _tile_loadconfig declares that it reads 8 bytes only (GCC 12), so that stores to the rest may be
@@ -37,6 +44,8 @@ struct HardwareTileInstructions {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(A), "i"(B));
   }
 };
+
+#endif
 
 }  // namespace
 
