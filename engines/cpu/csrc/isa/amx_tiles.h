@@ -5,6 +5,9 @@
 //   tmm6, 7 weights of a panel, 16 rows of 4 columns x 16 outputs x signed byte
 // `Backend` has the instructions: Intel's, or the emulation in amx_emulation.h that runs anywhere.
 
+#include <type_traits>
+#include <utility>
+
 #include "simd.h"
 
 namespace nybble::NYBBLE_ISA {
@@ -32,40 +35,30 @@ inline TileConfig tiles_of_rows(int num_rows) {
 
 inline TileConfig full_tiles() { return tiles_of_rows(16); }
 
+/// `A`: tile of activations, `P`: panel.
 template <class Backend>
 struct IntegerTiles {
+  template <int A, int P>
   static void zero() {
-    Backend::template zero<0>();
-    Backend::template zero<1>();
-    Backend::template zero<2>();
-    Backend::template zero<3>();
+    Backend::template zero<2 * A + P>();
   }
-
-  /// 64 columns. Activation tiles begin at `first` and `second`, rows `row_bytes` apart; weight vectors of a panel are
-  /// `vector_bytes` apart, panels 64.
-  template <int Panels>
-  static void multiply(const std::int8_t* first, const std::int8_t* second, int64_t row_bytes,
-                       const std::uint8_t* weights, int64_t vector_bytes) {
-    Backend::template load<6>(weights, vector_bytes);
-    Backend::template load<4>(first, row_bytes);
-    Backend::template dot_int8<0, 4, 6>();
-    Backend::template load<5>(second, row_bytes);
-    Backend::template dot_int8<2, 5, 6>();
-    if constexpr (Panels == 2) {
-      Backend::template load<7>(weights + 64, vector_bytes);
-      Backend::template dot_int8<1, 4, 7>();
-      Backend::template dot_int8<3, 5, 7>();
-    }
-  }
-
-  template <int Panels>
+  template <int A, int P>
   static void store(std::int32_t (*products)[16][16]) {
-    Backend::template store<0>(products[0], 64);
-    Backend::template store<2>(products[2], 64);
-    if constexpr (Panels == 2) {
-      Backend::template store<1>(products[1], 64);
-      Backend::template store<3>(products[3], 64);
-    }
+    Backend::template store<2 * A + P>(products[2 * A + P], 64);
+  }
+  /// 64 columns of 16 rows that lie `row_bytes` apart.
+  template <int A>
+  static void load_activations(const std::int8_t* first, int64_t row_bytes) {
+    Backend::template load<4 + A>(first, row_bytes);
+  }
+  /// 64 columns, vectors of 4 columns x 16 outputs that lie `vector_bytes` apart.
+  template <int P>
+  static void load_weights(const std::uint8_t* first, int64_t vector_bytes) {
+    Backend::template load<6 + P>(first, vector_bytes);
+  }
+  template <int A, int P>
+  static void multiply() {
+    Backend::template dot_int8<2 * A + P, 4 + A, 6 + P>();
   }
 };
 

@@ -6,101 +6,147 @@
 // block of rows then run over it. The running sums of the block of rows stay in L1 or L2.
 
 #include "by_block_avx512.h"
-#include "shifted_codes_avx512.h"
+#include "contiguous_rows.h"
 #include "spread_rows_avx512.h"
+#include "tile_steps.h"
 
 namespace nybble::NYBBLE_ISA {
 
 namespace {
 
-constexpr int kVectors = kSuperblockColumns / 4;  // of 4 columns x 16 outputs
 constexpr int kPanelGroup = 2;
 constexpr int64_t kTileStep = 32;  // rows of two tiles
-constexpr int64_t kMaxBlockRows = 192;
+constexpr int64_t kMaxBlockRows = 128;
+constexpr int64_t kFetchSuperblocks = 8;
 constexpr int64_t kRowBlockBytes = 768 << 10;  // activation codes of a block of rows: part of L2
-
-/// One superblock of a group of panels, unpacked to shifted codes as signed bytes.
-template <int Panels>
-struct Unpacked {
-  alignas(64) std::uint8_t codes[kVectors][Panels][64];
-  F16 quarters[Panels];
-};
-
-/// False, and nothing to be used, where the panel's exponents are not to be shared.
-template <int Panels>
-bool unpack_panel(const PanelSource& source, int num_blocks, int p, Unpacked<Panels>& out) {
-  alignas(kSharedScaleBytes) std::uint8_t own[kSharedScaleBytes];
-  const std::uint8_t* shared = shared_scales(source, num_blocks, own);
-  if (shared == nullptr) return false;
-  const CodeShifter<true, 0> shifter;  // processors with tiles have VBMI
-  BlockShifts<true, 0> shifts(shared);
-  for (int b = 0; b < num_blocks; ++b) {
-    const BlockShift<true> shift = shifts.next();
-    for (int step = 0; step < 4; ++step) {
-      const std::uint8_t* codes = source.codes + (b * 4 + step) * 64;
-      prefetch_far(codes);
-      prefetch_near(codes);
-      const __m512i raw = _mm512_load_si512(codes);
-      std::uint8_t (*target)[Panels][64] = out.codes + (b * 4 + step) * 2;
-      _mm512_store_si512(target[0][p], shifter.low(raw, shift));
-      _mm512_store_si512(target[1][p], shifter.high(raw, shift));
-    }
-  }
-  out.quarters[p] = shared_quarters(shared);
-  return true;
-}
 
 template <class Tiles, int Panels, int Parts>
 class PanelGroup {
  public:
-  PanelGroup(const IntegerArgs& args, int64_t first_panel) : args_(args), first_panel_(first_panel) {}
+  explicit PanelGroup(const IntegerArgs& args)
+      : args_(args), num_superblocks_((args.weight.num_columns + kSuperblockColumns - 1) / kSuperblockColumns) {}
 
-  void run(int64_t row_begin, int64_t row_end) {
+  /// `copied_codes`: those of ContiguousRows, or null.
+  void take_rows(int64_t row_begin, int64_t row_end, const std::int8_t* copied_codes) {
     row_begin_ = row_begin;
     row_end_ = row_end;
-    for (int p = 0; p < Panels; ++p) {
-      for (int64_t row = row_begin; row < row_end; ++row) *sums(p, row) = splat(0.0F);
+    copied_codes_ = copied_codes;
+  }
+
+  void run(int64_t first_panel) {
+    first_panel_ = first_panel;
+    const int64_t row_begin = row_begin_, row_end = row_end_;
+    for (int64_t row = 0; row < row_end - row_begin; ++row) {
+      for (int p = 0; p < Panels; ++p) sums_[row][p] = splat(0.0F);
     }
-    const int64_t num_columns = args_.weight.num_columns;
-    for (int64_t k = 0; k < num_columns; k += kSuperblockColumns) run_superblock(k / kSuperblockColumns);
-    for (int p = 0; p < Panels; ++p) {
-      for (int64_t row = row_begin; row < row_end; ++row) {
-        store_outputs<1, Parts>(args_, row, first_panel_ + p, sums(p, row));
-      }
-    }
+    superblocks_[0].begin(args_.weight, first_panel, 0);
+    unpacked_ = false;
+    for (int64_t superblock = 0; superblock < num_superblocks_; ++superblock) run_superblock(superblock);
+    steps_.finish();
+    store();
   }
 
  private:
-  F16* sums(int p, int64_t row) { return sums_[p] + (row - row_begin_); }
+  using Superblock = PanelSuperblock<Panels>;
+
+  F16* sums(int64_t row) { return sums_[row - row_begin_]; }
 
   void run_superblock(int64_t superblock) {
-    num_blocks_ = static_cast<int>(superblock_columns(args_.weight.num_columns, superblock) / 32);
-    PanelSource sources[Panels];
-    bool shared = true;
+    fetch_outputs(superblock);
+    const Superblock& weights = superblocks_[superblock % 2];
+    Superblock* next = superblock + 1 < num_superblocks_ ? &superblocks_[(superblock + 1) % 2] : nullptr;
+    if (next != nullptr) next->begin(args_.weight, first_panel_, superblock + 1);
+    const bool irregular = !weights.shared || has_irregular_rows(superblock);
+    if (weights.shared) {
+      if (!unpacked_) unpack_first_half(weights);
+      // Irregular rows are multiplied after the others: until then the weights stay.
+      unpacked_ = !irregular && next != nullptr && next->shared;
+      steps_.run(weights, tile_rows(superblock), upcoming_weights(weights), unpacked_ ? next : nullptr);
+    } else {
+      unpacked_ = false;
+    }
+    if (irregular) add_irregular_rows(superblock, weights);
+  }
+
+  void unpack_first_half(const Superblock& weights) {
+    steps_.weights().begin(weights);
+    steps_.weights().unpack_until(Steps::kFirstPieces);
+  }
+
+  /// Fetches what store() will write, a part of the rows in each of the last superblocks.
+  void fetch_outputs(int64_t superblock) const {
+    const int64_t parts = min64(kFetchSuperblocks, num_superblocks_), part = superblock - (num_superblocks_ - parts);
+    if (part < 0) return;
+    const int64_t num_rows = row_end_ - row_begin_;
+    for (int64_t row = num_rows * part / parts; row < num_rows * (part + 1) / parts; ++row) {
+      for (int p = 0; p < Panels; ++p)
+        prefetch_to_l2(reinterpret_cast<const std::uint8_t*>(output(row_begin_ + row, p)));
+    }
+  }
+
+  float* output(int64_t row, int p) const {
+    return args_.out + row * args_.weight.num_rows + args_.weight.panels[first_panel_ + p].first_output;
+  }
+
+  void store() {
     for (int p = 0; p < Panels; ++p) {
-      sources[p] = panel_source(args_.weight, first_panel_ + p, superblock);
-      prefetch_scales(args_.weight, sources[p], superblock);
-      shared = shared && unpack_panel(sources[p], num_blocks_, p, unpacked_);
+      const F16 factor = output_factor<Parts>(args_.weight, first_panel_ + p);
+      const int num_lanes = args_.weight.panels[first_panel_ + p].num_lanes;
+      const int64_t num_rows = row_end_ - row_begin_, row_floats = args_.weight.num_rows;
+      float* out = output(row_begin_, p);
+      for (int64_t row = 0; row < num_rows; ++row)
+        store_partial(out + row * row_floats, sums_[row][p] * factor, num_lanes);
     }
-    if (shared) {
-      for (int64_t row = row_begin_; row < row_end_; row += kTileStep / Parts) run_tiles(superblock, row);
-      if (args_.all_regular) return;
+  }
+
+  TileRows tile_rows(int64_t superblock) {
+    const int64_t slot = superblock * args_.num_rows + row_begin_, num_rows = row_end_ - row_begin_;
+    const std::int8_t* codes = copied_codes_ == nullptr
+                                   ? args_.rows.codes + slot * Parts * kSuperblockColumns
+                                   : copied_codes_ + superblock * num_rows * Parts * kSuperblockColumns;
+    return {codes, args_.rows.scales + slot, reinterpret_cast<float*>(sums_), num_rows};
+  }
+
+  bool has_irregular_rows(int64_t superblock) const {
+    for (int64_t row = row_begin_; !args_.all_regular && row < row_end_; row += kTileStep) {
+      if (irregular_rows(args_, row, tile_step_rows(row), superblock) != 0) return true;
     }
+    return false;
+  }
+
+  int tile_step_rows(int64_t row) const { return static_cast<int>(min64(kTileStep, row_end_ - row)); }
+
+  /// Rows whose own exponents do not fit have zeros in the shared product, which may be added later than theirs.
+  void add_irregular_rows(int64_t superblock, const Superblock& weights) {
+    weights.shared ? steps_.add_earlier() : steps_.finish();
     for (int64_t row = row_begin_; row < row_end_; row += kTileStep) {
-      const int num_rows = static_cast<int>(min64(kTileStep, row_end_ - row));
-      // Rows whose own exponents do not fit were left out of the shared product.
-      std::uint32_t left = shared ? irregular_rows(args_, row, num_rows, superblock) : all_rows(num_rows);
-      if (Parts == 1 && shared) left = gather_spread_rows(superblock, row, left);
-      for (int p = 0; left != 0 && p < Panels; ++p) {
-        add_by_block<Parts, 32>(args_, row, left, sources[p], superblock, num_blocks_, sums(p, row));
+      const int num_rows = tile_step_rows(row);
+      std::uint32_t left = weights.shared ? irregular_rows(args_, row, num_rows, superblock) : all_rows(num_rows);
+      if (Parts == 1 && weights.shared) left = gather_spread_rows(superblock, row, left, weights);
+      if (left != 0) add_rows_by_block(superblock, row, left, weights);
+    }
+    if (spread_.count() != 0) run_spread_rows(superblock, weights);
+  }
+
+  void add_rows_by_block(int64_t superblock, int64_t first_row, std::uint32_t which, const Superblock& weights) {
+    F16 own[kTileStep];
+    for (int p = 0; p < Panels; ++p) {
+      for (std::uint32_t left = which; left != 0; left &= left - 1) {
+        const int i = __builtin_ctz(left);
+        own[i] = sums(first_row + i)[p];
+      }
+      add_by_block<Parts, 32>(args_, first_row, which, weights.sources[p], superblock, weights.num_blocks, own);
+      for (std::uint32_t left = which; left != 0; left &= left - 1) {
+        const int i = __builtin_ctz(left);
+        sums(first_row + i)[p] = own[i];
       }
     }
-    if (spread_.count() != 0) run_spread_rows(superblock);
   }
 
   /// Takes the rows first_row + i of bits i that two parts are enough for, multiplies whenever a tile is full, and
   /// returns the others.
-  std::uint32_t gather_spread_rows(int64_t superblock, int64_t first_row, std::uint32_t which) {
+  std::uint32_t gather_spread_rows(int64_t superblock, int64_t first_row, std::uint32_t which,
+                                   const Superblock& weights) {
     std::uint32_t others = 0;
     for (; which != 0; which &= which - 1) {
       const int64_t row = first_row + __builtin_ctz(which);
@@ -108,67 +154,48 @@ class PanelGroup {
         others |= which & (0U - which);
         continue;
       }
-      spread_.add(args_, row, superblock, num_blocks_);
-      if (spread_.count() == SpreadRows::kMaxRows) run_spread_rows(superblock);
+      spread_.add(args_, row, superblock, weights.num_blocks);
+      if (spread_.count() == SpreadRows::kMaxRows) run_spread_rows(superblock, weights);
     }
     return others;
   }
 
-  void run_spread_rows(int64_t superblock) {
-    multiply(spread_.first_parts(), spread_.second_parts(), SpreadRows::kRowBytes);
-    for (int p = 0; p < Panels; ++p) {
-      for (int i = 0; i < spread_.count(); ++i) {
-        add_sum(superblock, spread_.row(i), p, joined_parts<kPartShift>(p, i));
+  void run_spread_rows(int64_t superblock, const Superblock& weights) {
+    steps_.empty_tiles();
+    const std::int32_t (*products)[16][16] =
+        steps_.multiply_apart(weights.num_blocks, spread_.first_parts(), spread_.second_parts(), SpreadRows::kRowBytes);
+    for (int i = 0; i < spread_.count(); ++i) {
+      const int64_t row = spread_.row(i);
+      const F16 scale = splat(args_.rows.scales[superblock * args_.num_rows + row]);
+      for (int p = 0; p < Panels; ++p) {
+        const __m512i first = _mm512_slli_epi32(_mm512_load_si512(products[p][i]), kPartShift);
+        const __m512i sum = _mm512_add_epi32(first, _mm512_load_si512(products[2 + p][i]));
+        F16* out = sums(row) + p;
+        *out = fma(F16{_mm512_cvtepi32_ps(sum)}, weights.quarters[p] * scale, *out);
       }
     }
     spread_.clear();
   }
 
-  /// products_ = two tiles of activations, rows `row_bytes` apart, times one or two of weights.
-  void multiply(const std::int8_t* first, const std::int8_t* second, int64_t row_bytes) {
-    Tiles::zero();
-    for (int k = 0; k < num_blocks_ * 32; k += 64) {  // columns past the last are zeros in the activations
-      Tiles::template multiply<Panels>(first + k, second + k, row_bytes, unpacked_.codes[k / 4][0], Panels * 64);
-    }
-    Tiles::template store<Panels>(products_);
+  /// What the same superblock of the panels after these reads.
+  UpcomingWeights upcoming_weights(const Superblock& weights) const {
+    const int64_t offset = Panels * static_cast<int64_t>(args_.weight.panel_bytes);
+    for (int p = 0; p < Panels; ++p) prefetch_to_l2(weights.sources[p].scales + offset);
+    return {weights.sources[0].codes + offset, weights.sources[Panels - 1].codes + offset};
   }
 
-  /// Row r of both tiles, the first one's 2^Shift times as much worth.
-  template <int Shift>
-  __m512i joined_parts(int p, int64_t r) const {
-    return _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(products_[p][r]), Shift),
-                            _mm512_load_si512(products_[2 + p][r]));
-  }
-
-  void add_sum(int64_t superblock, int64_t row, int p, __m512i sum) {
-    const F16 scale = unpacked_.quarters[p] * splat(args_.rows.scales[superblock * args_.num_rows + row]);
-    F16* out = sums(p, row);
-    *out = fma(F16{_mm512_cvtepi32_ps(sum)}, scale, *out);
-  }
-
-  /// 32 rows (W4A4) or 16 rows in two parts. Rows past the end are multiplied too (there is room for them) and left
-  /// out.
-  void run_tiles(int64_t superblock, int64_t row) {
-    const int64_t slot = superblock * args_.num_rows + row;
-    const std::int8_t* first = args_.rows.codes + slot * Parts * kSuperblockColumns;
-    multiply(first, first + (Parts == 2 ? 1 : 16) * kSuperblockColumns, Parts * kSuperblockColumns);
-    const int64_t rows = min64(kTileStep / Parts, row_end_ - row);
-    for (int p = 0; p < Panels; ++p) {
-      for (int64_t r = 0; r < rows; ++r) {
-        add_sum(superblock, row + r, p,
-                Parts == 2 ? joined_parts<8>(p, r) : _mm512_load_si512(products_[r / 16 * 2 + p][r % 16]));
-      }
-    }
-  }
+  using Steps = TileSteps<Tiles, Panels, Parts>;
 
   const IntegerArgs& args_;
-  int64_t first_panel_;
+  int64_t num_superblocks_;
+  int64_t first_panel_ = 0;
   int64_t row_begin_ = 0, row_end_ = 0;
-  int num_blocks_ = 0;
-  Unpacked<Panels> unpacked_;
+  const std::int8_t* copied_codes_ = nullptr;
+  Superblock superblocks_[2];
+  bool unpacked_ = false;  // the first half of the next superblock
+  Steps steps_;
   SpreadRows spread_;
-  alignas(64) std::int32_t products_[4][16][16];
-  F16 sums_[Panels][kMaxBlockRows];
+  F16 sums_[kMaxBlockRows][Panels];
 };
 
 inline int64_t rows_per_block(const IntegerArgs& args) {
@@ -179,13 +206,19 @@ inline int64_t rows_per_block(const IntegerArgs& args) {
 template <class Tiles, int Parts>
 void run_panel_groups(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end) {
   const int64_t block_rows = rows_per_block(args);
+  thread_local ContiguousRows contiguous_rows;
+  PanelGroup<Tiles, kPanelGroup, Parts> pairs(args);
   for (int64_t row = 0; row < args.num_rows; row += block_rows) {
     const int64_t row_end = min64(args.num_rows, row + block_rows);
+    const std::int8_t* copied = args.num_rows > block_rows ? contiguous_rows.copy(args, row, row_end) : nullptr;
+    pairs.take_rows(row, row_end, copied);
     int64_t panel = panel_begin;
-    for (; panel + kPanelGroup <= panel_end; panel += kPanelGroup) {
-      PanelGroup<Tiles, kPanelGroup, Parts>(args, panel).run(row, row_end);
+    for (; panel + kPanelGroup <= panel_end; panel += kPanelGroup) pairs.run(panel);
+    if (panel < panel_end) {
+      PanelGroup<Tiles, 1, Parts> single(args);
+      single.take_rows(row, row_end, copied);
+      single.run(panel);
     }
-    for (; panel < panel_end; ++panel) PanelGroup<Tiles, 1, Parts>(args, panel).run(row, row_end);
   }
 }
 

@@ -61,6 +61,7 @@ struct BlockShift<false> {
 template <bool Vbmi, int Bias>
 class BlockShifts {
  public:
+  BlockShifts() = default;
   explicit BlockShifts(const std::uint8_t* shared) {
     const __m512i each = _mm512_set_epi32(0x0f0f0f0f, 0x0e0e0e0e, 0x0d0d0d0d, 0x0c0c0c0c, 0x0b0b0b0b, 0x0a0a0a0a,
                                           0x09090909, 0x08080808, 0x07070707, 0x06060606, 0x05050505, 0x04040404,
