@@ -47,7 +47,8 @@ class PanelGroup {
   }
 
  private:
-  using Superblock = PanelSuperblock<Panels>;
+  using Steps = TileSteps<Tiles, Panels, Parts>;
+  using Superblock = typename Steps::Superblock;
 
   F16* sums(int64_t row) { return sums_[row - row_begin_]; }
 
@@ -58,19 +59,14 @@ class PanelGroup {
     if (next != nullptr) next->begin(args_.weight, first_panel_, superblock + 1);
     const bool irregular = !weights.shared || has_irregular_rows(superblock);
     if (weights.shared) {
-      if (!unpacked_) unpack_first_half(weights);
+      if (!unpacked_) steps_.weights().unpack_first_half(weights);
       // Irregular rows are multiplied after the others: until then the weights stay.
       unpacked_ = !irregular && next != nullptr && next->shared;
-      steps_.run(weights, tile_rows(superblock), upcoming_weights(weights), unpacked_ ? next : nullptr);
+      steps_.run(weights, tile_rows(superblock), upcoming(weights), unpacked_ ? next : nullptr);
     } else {
       unpacked_ = false;
     }
     if (irregular) add_irregular_rows(superblock, weights);
-  }
-
-  void unpack_first_half(const Superblock& weights) {
-    steps_.weights().begin(weights);
-    steps_.weights().unpack_until(Steps::kFirstPieces);
   }
 
   /// Fetches what store() will write, a part of the rows in each of the last superblocks.
@@ -89,13 +85,12 @@ class PanelGroup {
   }
 
   void store() {
-    for (int p = 0; p < Panels; ++p) {
-      const F16 factor = output_factor<Parts>(args_.weight, first_panel_ + p);
-      const int num_lanes = args_.weight.panels[first_panel_ + p].num_lanes;
-      const int64_t num_rows = row_end_ - row_begin_, row_floats = args_.weight.num_rows;
-      float* out = output(row_begin_, p);
-      for (int64_t row = 0; row < num_rows; ++row)
-        store_partial(out + row * row_floats, sums_[row][p] * factor, num_lanes);
+    F16 factors[Panels];
+    for (int p = 0; p < Panels; ++p) factors[p] = output_factor<Parts>(args_.weight, first_panel_ + p);
+    for (int64_t row = row_begin_; row < row_end_; ++row) {
+      for (int p = 0; p < Panels; ++p) {
+        store_partial(output(row, p), sums(row)[p] * factors[p], args_.weight.panels[first_panel_ + p].num_lanes);
+      }
     }
   }
 
@@ -177,14 +172,16 @@ class PanelGroup {
     spread_.clear();
   }
 
-  /// What the same superblock of the panels after these reads.
-  UpcomingWeights upcoming_weights(const Superblock& weights) const {
+  /// The same superblock of the panels after these.
+  typename Steps::Upcoming upcoming(const Superblock& weights) const {
     const int64_t offset = Panels * static_cast<int64_t>(args_.weight.panel_bytes);
-    for (int p = 0; p < Panels; ++p) prefetch_to_l2(weights.sources[p].scales + offset);
-    return {weights.sources[0].codes + offset, weights.sources[Panels - 1].codes + offset};
+    typename Steps::Upcoming upcoming;
+    for (int p = 0; p < Panels; ++p) {
+      prefetch_to_l2(weights.sources[p].scales + offset);
+      upcoming.codes[p] = weights.sources[p].codes + offset;
+    }
+    return upcoming;
   }
-
-  using Steps = TileSteps<Tiles, Panels, Parts>;
 
   const IntegerArgs& args_;
   int64_t num_superblocks_;

@@ -21,38 +21,44 @@ struct TileRows {
 template <class Tiles, int Panels, int Parts>
 class TileSteps {
  public:
+  using Superblock = PanelSuperblock<Panels>;
+
+  struct Upcoming {
+    const std::uint8_t* codes[Panels];
+  };
+
   static constexpr int64_t kRows = 32 / Parts;  // of a step; those past the last are multiplied too and left out
-  static constexpr unsigned kFirstPieces = UnpackedPanels<Panels>::kPieces / 2;  // columns that a step begins with
 
   UnpackedPanels<Panels>& weights() { return weights_; }
 
   /// A superblock, the first half of whose columns is unpacked. Leaves `next` in the same state if there is one.
-  void run(const PanelSuperblock<Panels>& superblock, const TileRows& rows, UpcomingWeights upcoming,
-           const PanelSuperblock<Panels>* next) {
+  /// `upcoming`: a superblock of each panel, to be fetched into L2.
+  void run(const Superblock& superblock, const TileRows& rows, const Upcoming& upcoming, const Superblock* next) {
     const bool halves = superblock.num_blocks > 2;
     const int num_steps = static_cast<int>((rows.num_rows + kRows - 1) / kRows);
     const std::int8_t* codes = rows.codes;
     // Every other step goes backwards over the columns: it begins where weights are in tiles already.
     int near = 0;
     for (int step = 0; step < num_steps; ++step) {
-      const bool load_weights = step == 0 || !halves;
       const Products before = earlier_->local(), waiting = last_->local();
-      run_slot<0, 0, 0>(before, codes, near, load_weights, upcoming);
-      run_slot<0, 0, 1>(before, codes, near, load_weights, upcoming);
-      run_slot<0, 1, 0>(waiting, codes, near, load_weights, upcoming);
-      run_slot<0, 1, 1>(waiting, codes, near, load_weights, upcoming);
+      const Slot first{codes, near, step == 0 || !halves, step == 0 ? &upcoming : nullptr,
+                       step == 0 ? &superblock : nullptr};
+      run_slot<0, 0, 0>(first, before);
+      run_slot<0, 0, 1>(first, before);
+      run_slot<0, 1, 0>(first, waiting);
+      run_slot<0, 1, 1>(first, waiting);
       sums_target_ = products_;
       std::swap(earlier_, last_);
       last_->scales = rows.scales + step * kRows;
       last_->sums = rows.sums + step * kRows * Panels * 16;
       last_->num_rows = rows.num_rows - step * kRows;
       for (int p = 0; p < Panels; ++p) last_->quarters[p] = superblock.quarters[p].v;
-      if (step + 1 == num_steps && next != nullptr) weights_.begin(*next);
       near = halves ? 64 - near : 0;
-      run_slot<1, 0, 0>(waiting, codes, halves ? near : -1, true, upcoming);
-      run_slot<1, 0, 1>(waiting, codes, halves ? near : -1, true, upcoming);
-      run_slot<1, 1, 0>(waiting, codes, halves ? near : -1, true, upcoming);
-      run_slot<1, 1, 1>(waiting, codes, halves ? near : -1, true, upcoming);
+      const Slot second{codes, halves ? near : -1, true, first.upcoming, step + 1 == num_steps ? next : nullptr};
+      run_slot<1, 0, 0>(second, waiting);
+      run_slot<1, 0, 1>(second, waiting);
+      run_slot<1, 1, 0>(second, waiting);
+      run_slot<1, 1, 1>(second, waiting);
       codes += kRows * Parts * kSuperblockColumns;
     }
   }
@@ -112,13 +118,22 @@ class TileSteps {
     for_each_tile([&](auto a, auto p) { Tiles::template store<a(), p()>(target); });
   }
 
-  /// 64 columns from `column` on, or no product where that is negative.
+  /// What the slots of half a step do beside adding.
+  struct Slot {
+    const std::int8_t* codes;
+    int column;  // the first of 64, or negative: no product
+    bool load_weights;
+    const Upcoming* upcoming;      // to be fetched, or null
+    const Superblock* superblock;  // to be unpacked, or null
+  };
+
   template <int Half, int A, int P>
-  __attribute__((always_inline)) void run_slot(const Products& waiting, const std::int8_t* codes, int column,
-                                               bool load_weights, UpcomingWeights& upcoming) {
-    if (P < Panels && (Half == 0 || column >= 0)) {
-      const std::int8_t* rows = codes + A * (Parts == 2 ? 1 : 16) * kSuperblockColumns + column;
-      if (A == 0 && load_weights) Tiles::template load_weights<P>(weights_.vectors(column) + P * 64, Panels * 64);
+  __attribute__((always_inline)) void run_slot(const Slot& slot, const Products& waiting) {
+    constexpr int kSlot = Half * 4 + A * 2 + P;
+    if (P < Panels && (Half == 0 || slot.column >= 0)) {
+      const std::int8_t* rows = slot.codes + A * (Parts == 2 ? 1 : 16) * kSuperblockColumns + slot.column;
+      const std::uint8_t* vectors = weights_.vectors(slot.column) + P * 64;
+      if (A == 0 && slot.load_weights) Tiles::template load_weights<P>(vectors, Panels * 64);
       if (P == 0) Tiles::template load_activations<A>(rows, Parts * kSuperblockColumns);
       if (Half == 0) {
         Tiles::template store<A, P>(sums_target_);
@@ -127,15 +142,31 @@ class TileSteps {
       Tiles::template multiply<A, P>();
     }
     // Of two parts' sums rows need all four tiles, otherwise those of a tile of rows: they are there two slots later.
-    constexpr int kSlot = Half * 4 + A * 2 + P;
     if (Parts == 1) waiting.template add<(kSlot + 6) % 8 * 4, 4>(products_);
     if (Parts == 2 && Half == 1) waiting.template add<kSlot % 4 * 4, 4>(products_);
-    upcoming.fetch_line();
-    upcoming.fetch_line();
-    // The second half of the columns is needed from slot 4 on, and both halves are in tiles after the last step's
-    // slot 5.
-    if (kSlot != 4) weights_.unpack_piece();
-    if (kSlot == 7) weights_.unpack_piece();
+    if (slot.upcoming != nullptr) fetch<kSlot>(*slot.upcoming);
+    if (slot.superblock != nullptr) unpack<kSlot>(*slot.superblock);
+  }
+
+  /// Few lines a slot: many at once would keep activations waiting.
+  template <int Slot>
+  __attribute__((always_inline)) static void fetch(const Upcoming& upcoming) {
+    constexpr int kLines = kSuperblockColumns * 8 / 64 / 8;
+    for (int p = 0; p < Panels; ++p) {
+      for (int i = 0; i < kLines; ++i) prefetch_to_l2(upcoming.codes[p] + (Slot * kLines + i) * 64);
+    }
+  }
+
+  /// The second half of a superblock's columns is needed from slot 4 on. Both are in tiles after slot 5 of the last
+  /// step: from there on the first half of the next one may take their place.
+  template <int Slot>
+  __attribute__((always_inline)) void unpack(const Superblock& superblock) {
+    constexpr int P = Slot % Panels;
+    if constexpr (Slot < 2 * Panels) weights_.template unpack<2 + Slot / Panels, P>(superblock);
+    if constexpr (Slot == 5) weights_.template unpack<0, 0>(superblock);
+    if constexpr (Slot == 6) weights_.template unpack<1, 0>(superblock);
+    if constexpr (Slot == 6 && Panels == 2) weights_.template unpack<0, 1>(superblock);
+    if constexpr (Slot == 7 && Panels == 2) weights_.template unpack<1, 1>(superblock);
   }
 
   UnpackedPanels<Panels> weights_;

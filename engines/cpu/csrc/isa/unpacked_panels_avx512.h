@@ -36,64 +36,39 @@ struct PanelSuperblock {
 /// An instruction: see prefetch_line().
 inline void prefetch_to_l2(const std::uint8_t* line) { asm volatile("prefetcht1 %a0" : : "p"(line)); }
 
-/// Codes of a later superblock of two panels, fetched into L2 line by line: many at once would keep activations
-/// waiting.
-struct UpcomingWeights {
-  static constexpr int kLines = kSuperblockColumns * 8 / 64;
-
-  const std::uint8_t* first;
-  const std::uint8_t* second;
-  int next = 0;
-
-  __attribute__((always_inline)) void fetch_line() {
-    if (next == kLines) return;
-    prefetch_to_l2(first + next * 64);
-    prefetch_to_l2(second + next * 64);
-    ++next;
-  }
-};
-
 template <int Panels>
 class UnpackedPanels {
  public:
-  static constexpr int kPieces = kSharedBlocks * Panels;
-  static constexpr int kVectorBytes = Panels * 64;
-
   /// Vectors of columns `column` on. Columns past the last keep whatever is there: the activations have zeros.
   const std::uint8_t* vectors(int column) const { return codes_[column / 4][0]; }
 
-  /// What the next pieces are of.
-  void begin(const PanelSuperblock<Panels>& superblock) {
-    superblock_ = &superblock;
-    next_ = 0;
-    end_ = superblock.shared ? static_cast<unsigned>(superblock.num_blocks) * Panels : 0;
-  }
-
-  /// One block of one panel, or nothing if all are done.
-  __attribute__((always_inline)) void unpack_piece() {
-    if (next_ == end_) return;
-    const unsigned block = next_ / Panels, p = next_ % Panels;
-    ++next_;
+  /// One block of one panel, if there is such a block.
+  template <int Block, int P>
+  __attribute__((always_inline)) void unpack(const PanelSuperblock<Panels>& superblock) {
+    if (Block >= superblock.num_blocks) return;
     const CodeShifter<true, 0> shifter;  // processors with tiles have VBMI
-    const BlockShift<true> shift = superblock_->shifts[block][p];
-    const std::uint8_t* codes = superblock_->sources[p].codes + block * 256;
-    std::uint8_t (*target)[Panels][64] = codes_ + block * 8;
+    const BlockShift<true> shift = superblock.shifts[Block][P];
+    const std::uint8_t* codes = superblock.sources[P].codes + Block * 256;
+    std::uint8_t (*target)[Panels][64] = codes_ + Block * 8;
     NYBBLE_UNROLL for (int line = 0; line < 4; ++line) {
       const __m512i raw = _mm512_load_si512(codes + line * 64);
-      _mm512_store_si512(target[2 * line][p], shifter.low(raw, shift));
-      _mm512_store_si512(target[2 * line + 1][p], shifter.high(raw, shift));
+      _mm512_store_si512(target[2 * line][P], shifter.low(raw, shift));
+      _mm512_store_si512(target[2 * line + 1][P], shifter.high(raw, shift));
     }
   }
 
-  /// Up to and without piece `end`.
-  __attribute__((noinline)) void unpack_until(unsigned end) {
-    while (next_ < end && next_ != end_) unpack_piece();
+  /// Blocks 0 and 1 of all panels.
+  __attribute__((noinline)) void unpack_first_half(const PanelSuperblock<Panels>& superblock) {
+    unpack<0, 0>(superblock);
+    unpack<1, 0>(superblock);
+    if constexpr (Panels == 2) {
+      unpack<0, 1>(superblock);
+      unpack<1, 1>(superblock);
+    }
   }
 
  private:
   alignas(64) std::uint8_t codes_[kVectors][Panels][64];
-  const PanelSuperblock<Panels>* superblock_ = nullptr;
-  unsigned next_ = 0, end_ = 0;
 };
 
 }  // namespace nybble::NYBBLE_ISA
