@@ -17,7 +17,6 @@ namespace {
 constexpr int kPanelGroup = 2;
 constexpr int64_t kTileStep = 32;  // rows of two tiles
 constexpr int64_t kMaxBlockRows = 128;
-constexpr int64_t kFetchSuperblocks = 8;
 constexpr int64_t kRowBlockBytes = 768 << 10;  // activation codes of a block of rows: part of L2
 
 template <class Tiles, int Panels, int Parts>
@@ -31,14 +30,11 @@ class PanelGroup {
     row_begin_ = row_begin;
     row_end_ = row_end;
     copied_codes_ = copied_codes;
+    for (int64_t row = row_begin; row < row_end; ++row) clear(row);
   }
 
   void run(int64_t first_panel) {
     first_panel_ = first_panel;
-    const int64_t row_begin = row_begin_, row_end = row_end_;
-    for (int64_t row = 0; row < row_end - row_begin; ++row) {
-      for (int p = 0; p < Panels; ++p) sums_[row][p] = splat(0.0F);
-    }
     superblocks_[0].begin(args_.weight, first_panel, 0);
     unpacked_ = false;
     for (int64_t superblock = 0; superblock < num_superblocks_; ++superblock) run_superblock(superblock);
@@ -69,19 +65,21 @@ class PanelGroup {
     if (irregular) add_irregular_rows(superblock, weights);
   }
 
-  /// Fetches what store() will write, a part of the rows in each of the last superblocks.
+  /// Fetches what store() will write, a part of the rows with each superblock.
   void fetch_outputs(int64_t superblock) const {
-    const int64_t parts = min64(kFetchSuperblocks, num_superblocks_), part = superblock - (num_superblocks_ - parts);
-    if (part < 0) return;
     const int64_t num_rows = row_end_ - row_begin_;
-    for (int64_t row = num_rows * part / parts; row < num_rows * (part + 1) / parts; ++row) {
-      for (int p = 0; p < Panels; ++p)
-        prefetch_to_l2(reinterpret_cast<const std::uint8_t*>(output(row_begin_ + row, p)));
+    const int64_t end = row_begin_ + num_rows * (superblock + 1) / num_superblocks_;
+    for (int64_t row = row_begin_ + num_rows * superblock / num_superblocks_; row < end; ++row) {
+      for (int p = 0; p < Panels; ++p) prefetch_to_l2(reinterpret_cast<const std::uint8_t*>(output(row, p)));
     }
   }
 
   float* output(int64_t row, int p) const {
     return args_.out + row * args_.weight.num_rows + args_.weight.panels[first_panel_ + p].first_output;
+  }
+
+  void clear(int64_t row) {
+    for (int p = 0; p < Panels; ++p) sums(row)[p] = splat(0.0F);
   }
 
   void store() {
@@ -91,6 +89,7 @@ class PanelGroup {
       for (int p = 0; p < Panels; ++p) {
         store_partial(output(row, p), sums(row)[p] * factors[p], args_.weight.panels[first_panel_ + p].num_lanes);
       }
+      clear(row);
     }
   }
 

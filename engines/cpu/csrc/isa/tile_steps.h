@@ -141,11 +141,20 @@ class TileSteps {
       }
       Tiles::template multiply<A, P>();
     }
+    // A row in two parts is loaded for half as many sums.
+    if (Parts == 2) fetch_activations<kSlot>(slot.codes + kRows * Parts * kSuperblockColumns);
     // Of two parts' sums rows need all four tiles, otherwise those of a tile of rows: they are there two slots later.
     if (Parts == 1) waiting.template add<(kSlot + 6) % 8 * 4, 4>(products_);
     if (Parts == 2 && Half == 1) waiting.template add<kSlot % 4 * 4, 4>(products_);
     if (slot.upcoming != nullptr) fetch<kSlot>(*slot.upcoming);
     if (slot.superblock != nullptr) unpack<kSlot>(*slot.superblock);
+  }
+
+  /// A part of the next step's activations into L1.
+  template <int Slot>
+  __attribute__((always_inline)) static void fetch_activations(const std::int8_t* codes) {
+    constexpr int kLines = kRows * Parts * kSuperblockColumns / 64 / 8;
+    NYBBLE_UNROLL for (int i = 0; i < kLines; ++i) prefetch_line(codes + (Slot * kLines + i) * 64);
   }
 
   /// Few lines a slot: many at once would keep activations waiting.
