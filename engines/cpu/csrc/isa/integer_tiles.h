@@ -17,6 +17,7 @@ namespace {
 constexpr int kPanelGroup = 2;
 constexpr int64_t kTileStep = 32;  // rows of two tiles
 constexpr int64_t kMaxBlockRows = 128;
+constexpr int64_t kLeastCopyPanels = 32;       // fewer are not worth a copy of the activations
 constexpr int64_t kRowBlockBytes = 768 << 10;  // activation codes of a block of rows: part of L2
 
 template <class Tiles, int Panels, int Parts>
@@ -202,11 +203,12 @@ inline int64_t rows_per_block(const IntegerArgs& args) {
 template <class Tiles, int Parts>
 void run_panel_groups(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end) {
   const int64_t block_rows = rows_per_block(args);
+  const bool copies = args.num_rows > block_rows && panel_end - panel_begin >= kLeastCopyPanels;
   thread_local ContiguousRows contiguous_rows;
   PanelGroup<Tiles, kPanelGroup, Parts> pairs(args);
   for (int64_t row = 0; row < args.num_rows; row += block_rows) {
     const int64_t row_end = min64(args.num_rows, row + block_rows);
-    const std::int8_t* copied = args.num_rows > block_rows ? contiguous_rows.copy(args, row, row_end) : nullptr;
+    const std::int8_t* copied = copies ? contiguous_rows.copy(args, row, row_end) : nullptr;
     pairs.take_rows(row, row_end, copied);
     int64_t panel = panel_begin;
     for (; panel + kPanelGroup <= panel_end; panel += kPanelGroup) pairs.run(panel);
