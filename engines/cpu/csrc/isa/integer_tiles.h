@@ -6,7 +6,6 @@
 // block of rows then run over it. The running sums of the block of rows stay in L1 or L2.
 
 #include "by_block_avx512.h"
-#include "contiguous_rows.h"
 #include "spread_rows_avx512.h"
 #include "tile_steps.h"
 
@@ -17,7 +16,6 @@ namespace {
 constexpr int kPanelGroup = 2;
 constexpr int64_t kTileStep = 32;  // rows of two tiles
 constexpr int64_t kMaxBlockRows = 128;
-constexpr int64_t kLeastCopyPanels = 32;       // fewer are not worth a copy of the activations
 constexpr int64_t kRowBlockBytes = 768 << 10;  // activation codes of a block of rows: part of L2
 
 template <class Tiles, int Panels, int Parts>
@@ -26,11 +24,9 @@ class PanelGroup {
   explicit PanelGroup(const IntegerArgs& args)
       : args_(args), num_superblocks_((args.weight.num_columns + kSuperblockColumns - 1) / kSuperblockColumns) {}
 
-  /// `copied_codes`: those of ContiguousRows, or null.
-  void take_rows(int64_t row_begin, int64_t row_end, const std::int8_t* copied_codes) {
+  void take_rows(int64_t row_begin, int64_t row_end) {
     row_begin_ = row_begin;
     row_end_ = row_end;
-    copied_codes_ = copied_codes;
     for (int64_t row = row_begin; row < row_end; ++row) clear(row);
   }
 
@@ -96,10 +92,8 @@ class PanelGroup {
 
   TileRows tile_rows(int64_t superblock) {
     const int64_t slot = superblock * args_.num_rows + row_begin_, num_rows = row_end_ - row_begin_;
-    const std::int8_t* codes = copied_codes_ == nullptr
-                                   ? args_.rows.codes + slot * Parts * kSuperblockColumns
-                                   : copied_codes_ + superblock * num_rows * Parts * kSuperblockColumns;
-    return {codes, args_.rows.scales + slot, reinterpret_cast<float*>(sums_), num_rows};
+    return {args_.rows.codes + slot * Parts * kSuperblockColumns, args_.rows.scales + slot,
+            reinterpret_cast<float*>(sums_), num_rows};
   }
 
   bool has_irregular_rows(int64_t superblock) const {
@@ -187,7 +181,6 @@ class PanelGroup {
   int64_t num_superblocks_;
   int64_t first_panel_ = 0;
   int64_t row_begin_ = 0, row_end_ = 0;
-  const std::int8_t* copied_codes_ = nullptr;
   Superblock superblocks_[2];
   bool unpacked_ = false;  // the first half of the next superblock
   Steps steps_;
@@ -203,18 +196,15 @@ inline int64_t rows_per_block(const IntegerArgs& args) {
 template <class Tiles, int Parts>
 void run_panel_groups(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end) {
   const int64_t block_rows = rows_per_block(args);
-  const bool copies = args.num_rows > block_rows && panel_end - panel_begin >= kLeastCopyPanels;
-  thread_local ContiguousRows contiguous_rows;
   PanelGroup<Tiles, kPanelGroup, Parts> pairs(args);
   for (int64_t row = 0; row < args.num_rows; row += block_rows) {
     const int64_t row_end = min64(args.num_rows, row + block_rows);
-    const std::int8_t* copied = copies ? contiguous_rows.copy(args, row, row_end) : nullptr;
-    pairs.take_rows(row, row_end, copied);
+    pairs.take_rows(row, row_end);
     int64_t panel = panel_begin;
     for (; panel + kPanelGroup <= panel_end; panel += kPanelGroup) pairs.run(panel);
     if (panel < panel_end) {
       PanelGroup<Tiles, 1, Parts> single(args);
-      single.take_rows(row, row_end, copied);
+      single.take_rows(row, row_end);
       single.run(panel);
     }
   }
