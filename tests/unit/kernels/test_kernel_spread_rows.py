@@ -14,7 +14,7 @@ from engines.cpu.weights import Fp4Shard, Fp4Weight
 from engines.fp4 import mxfp4
 from tests.support.fp4_codes import DOUBLED_E2M1
 
-# Rows, outputs, columns: tiles from 9 rows on, in blocks of 192; odd numbers of panels; short superblocks.
+# Rows, outputs, columns: tiles from 9 rows on, in blocks of 128; odd numbers of panels; short superblocks.
 SHAPES = [
     (9, 16, 128),
     (16, 48, 64),
