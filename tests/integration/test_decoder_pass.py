@@ -21,6 +21,18 @@ BLOCK_SIZE = 4
 MAX_MODEL_LEN = 64
 
 
+# The best of this machine, and tiles in software, whose products of many rows apply a feed-forward layer's gates.
+ISAS = [kernels.isa_name(), *(["amx-emulated"] if "avx512" in kernels.available_isas() else [])]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = kernels.isa_name()
+    kernels.set_isa(request.param)
+    yield
+    kernels.set_isa(before)
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     before = kernels.num_threads()
@@ -65,7 +77,7 @@ def batch_of(token_ids: list[list[int]], starts: list[int]) -> ForwardBatch:
     )
 
 
-@pytest.mark.usefixtures("two_threads")
+@pytest.mark.usefixtures("isa", "two_threads")
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("quantize_activations", [True, False], ids=["w4a4", "w4a16"])
 def test_one_call_equals_kernel_by_kernel(tmp_path: Path, name: str, quantize_activations: bool) -> None:

@@ -111,9 +111,13 @@ void DecoderPass::feed_forward(const FeedForwardLayer& layer, const RowFunction&
                                std::int64_t num_rows, float* out, const UpcomingRead& next) {
   const KernelTable& table = kernels();
   const std::int64_t intermediate = layer.down->num_columns();
+  float* activated = activated_memory_.take<float>(num_rows * intermediate);
+  if (layer.gate_up->gates_outputs(num_rows)) {
+    layer.gate_up->run_gated(fill, fill_cost, x, num_rows, activated, linear_, layer.down->weights());
+    return layer.down->run([](std::int64_t) {}, 0.0, activated, num_rows, out, linear_, next);
+  }
   float* gate_up = gate_up_memory_.take<float>(num_rows * 2 * intermediate);
   layer.gate_up->run(fill, fill_cost, x, num_rows, gate_up, linear_, layer.down->weights());
-  float* activated = activated_memory_.take<float>(num_rows * intermediate);
   const SiluMulArgs args{gate_up, activated, intermediate};
   layer.down->run([&](std::int64_t row) { table.silu_mul(args, row, row + 1); },
                   2.0 * static_cast<double>(intermediate), activated, num_rows, out, linear_, next);

@@ -70,8 +70,10 @@ struct W4A4Args {
 struct Fp4F32Args;
 
 /// Activations as integers, in the order of the integer products: superblock after superblock, rows inside. A slot is
-/// superblock * num_rows + row.
+/// superblock * stride + row.
 struct IntegerRows {
+  std::int64_t stride;         // the rows, and a few more: a row's superblocks, a power of two apart, would share sets
+                               // of the caches
   std::int8_t* codes;          // [slots][num_parts][128]; W4A4 MXFP4: shifted to the superblock's lowest exponent
   float* scales;               // [slots]; not W4A16 NVFP4. W4A4 MXFP4: of the lowest exponent, 0 where two products
                                // do not reach the highest one
@@ -90,13 +92,24 @@ struct IntegerArgs {
   int num_parts;     // 1: W4A4. 2: W4A16, 16-bit integers as high and low bytes
   bool all_regular;  // no slot is irregular
   bool vbmi;         // the processor permutes bytes across a register (AVX-512 VBMI)
+  bool gated;        // as in Bfloat16Args; fp4_linear_tiles alone
 };
+
+/// A bfloat16 tile, and the columns of weights that are unpacked together.
+constexpr int kTileRows = 16;
+constexpr int kTileColumns = 32;
+constexpr int kTileRangeColumns = 8 * kTileColumns;
 
 /// NVFP4 activations as bfloat16 tiles; see isa/bfloat16_rows.h.
 struct Bfloat16Rows {
-  std::uint16_t* tiles;  // [num_rows / 16, up][K / 32, up][16][32]
-  std::uint8_t* fits;    // [num_rows] the tiles give the bits of the integer products
+  std::uint16_t* tiles;    // [K / kTileRangeColumns, up][num_tiles][kTileRangeColumns / kTileColumns][16][32]
+  std::uint8_t* fits;      // [num_rows] the tiles give the bits of the integer products
+  std::int64_t num_tiles;  // of rows
 };
+
+/// Panels that pass over a range of columns one after the other, at most, and the memory for their sums: half of L2.
+constexpr std::int64_t kTileGroupPanels = 32;
+constexpr std::int64_t kTileGroupBytes = std::int64_t{1} << 20;
 
 struct Bfloat16Args {
   Fp4View weight;  // with e4m3_scales
@@ -104,6 +117,8 @@ struct Bfloat16Args {
   float* out;  // [num_rows, N]
   std::int64_t num_rows;
   bool quantized;  // W4A4: weight.activation_scale counts
+  bool gated;  // out [num_rows, N / 2]: silu of the first half of the outputs times the second, which belong to each
+               // other panel by panel; ranges are of the first half
 };
 
 struct Fp4F32Args {
@@ -271,7 +286,9 @@ struct KernelTable {
   /// NVFP4 with many rows, the same bits again; null where there are no bfloat16 tiles.
   void (*tile_rows_w4a4)(const W4A4Args&, const Bfloat16Rows&, std::int64_t row_begin, std::int64_t row_end);
   void (*tile_rows_w4a16)(const Fp4F32Args&, const Bfloat16Rows&, std::int64_t row_begin, std::int64_t row_end);
-  void (*fp4_linear_bfloat16)(const Bfloat16Args&, std::int64_t panel_begin, std::int64_t panel_end);
+  // `sums`: kTileGroupBytes of scratch memory. At most kTileGroupPanels panels; gated: half as many of the first half,
+  // and those of the second half that belong to them.
+  void (*fp4_linear_bfloat16)(const Bfloat16Args&, std::int64_t panel_begin, std::int64_t panel_end, float* sums);
   void (*fp4_linear_f32)(const Fp4F32Args&, std::int64_t panel_begin, std::int64_t panel_end);
   void (*dense_linear)(const DenseArgs&, std::int64_t group_begin, std::int64_t group_end);  // of panels
   void (*quantize_mxfp4)(const QuantizeArgs&, std::int64_t row_begin, std::int64_t row_end);

@@ -35,6 +35,16 @@ struct QuantizedRows {
   }
 };
 
+ProductContext context_of(const RowFunction& fill, double fill_cost, const UpcomingRead& next) {
+  ProductContext context;
+  context.write_rows = [&fill](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) fill(row);
+  };
+  context.row_cost = fill_cost;
+  context.next = next;
+  return context;
+}
+
 }  // namespace
 
 void LinearLayer::add_fp4(const Fp4Weight* weight, const InputQuantizer& quantizer, const float* bias) {
@@ -57,14 +67,20 @@ void LinearLayer::add(const Part& part, std::int64_t num_columns) {
 
 void LinearLayer::run(const RowFunction& fill, double fill_cost, float* x, std::int64_t num_rows, float* out,
                       LinearScratch& scratch, const UpcomingRead& next) const {
-  ProductContext context;
-  context.write_rows = [&fill](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) fill(row);
-  };
-  context.row_cost = fill_cost;
-  context.next = next;
-  multiply_parts(x, num_rows, out, scratch, context);
+  multiply_parts(x, num_rows, out, scratch, context_of(fill, fill_cost, next));
   add_biases(num_rows, out);
+}
+
+bool LinearLayer::gates_outputs(std::int64_t num_rows) const {
+  if (parts_.size() != 1 || parts_[0].fp4 == nullptr || parts_[0].bias != nullptr) return false;
+  return nybble::gates_outputs(*parts_[0].fp4, num_rows, parts_[0].quantizes());
+}
+
+void LinearLayer::run_gated(const RowFunction& fill, double fill_cost, float* x, std::int64_t num_rows, float* out,
+                            LinearScratch& scratch, const UpcomingRead& next) const {
+  ProductContext context = context_of(fill, fill_cost, next);
+  context.gated = true;
+  multiply(parts_[0], x, num_rows, out, scratch, context);
 }
 
 UpcomingRead LinearLayer::weights() const {

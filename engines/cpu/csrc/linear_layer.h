@@ -44,6 +44,13 @@ class LinearLayer {
   void run(const RowFunction& fill, double fill_cost, float* x, std::int64_t num_rows, float* out,
            LinearScratch& scratch, const UpcomingRead& next) const;
 
+  /// Whether `run_gated` may be called: half of the outputs are gates, and the product itself can apply them.
+  bool gates_outputs(std::int64_t num_rows) const;
+
+  /// As `run`, out [num_rows, num_rows() / 2]: silu of the first half of the outputs times the second.
+  void run_gated(const RowFunction& fill, double fill_cost, float* x, std::int64_t num_rows, float* out,
+                 LinearScratch& scratch, const UpcomingRead& next) const;
+
   /// What the first product reads.
   UpcomingRead weights() const;
 

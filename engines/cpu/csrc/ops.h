@@ -14,9 +14,13 @@ struct ProductContext {
   RangeFunction write_rows;  // writes rows [begin, end) of the input, ahead of all that reads them; may be empty
   double row_cost = 0.0;     // of writing one, as in parallel_for
   UpcomingRead next;         // what threads fetch that wait, from the product on; empty if unknown
+  bool gated = false;        // the product is [num_rows, N / 2]: silu of the first half of its columns times the second
 
-  ProductContext written() const { return {nullptr, 0.0, next}; }
+  ProductContext written() const { return {nullptr, 0.0, next, gated}; }
 };
+
+/// Whether a product may be asked to be `gated`: it saves writing and reading it once. `quantized` as in W4A4.
+bool gates_outputs(const Fp4Weight& weight, std::int64_t num_rows, bool quantized);
 
 /// Both with the table in use, or with one that is given (to compare two).
 void fp4_linear_w4a4(const std::int8_t* codes, const float* scales, const Fp4Weight& weight, std::int64_t num_rows,

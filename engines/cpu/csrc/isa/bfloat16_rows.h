@@ -12,22 +12,29 @@
 // output's sum. Nothing comes near float32's subnormal numbers, which tiles flush: the smallest step is 2^-20 (W4A4) or
 // 2^-118 (W4A16).
 //
-// Layout: [tiles of 16 rows][steps of 32 columns][16 rows][16 pairs], so that a tile is 1 KiB in one piece and the next
-// step of its rows follows. Pair k holds column k of the step's two blocks; a block past the last counts as zeros.
+// Layout: [ranges of 8 steps][tiles of 16 rows][steps of 32 columns][16 rows][16 pairs]. A tile is 1 KiB in one piece,
+// its rows' next step follows, and a range of all rows is one stream: tiles whose ranges lay as far apart as a row is
+// long, a power of two, would fall on the same few sets of a cache. Pair k holds column k of the step's two blocks; a
+// block past the last counts as zeros.
 
 #include "float_bits.h"
 #include "kernels.h"
 
 namespace nybble::NYBBLE_ISA {
 
-constexpr int kTileRows = 16;
-constexpr int kStepColumns = 32;
-constexpr int64_t kTileElements = kTileRows * kStepColumns;
+constexpr int kRangeSteps = kTileRangeColumns / kTileColumns;
+constexpr int64_t kTileElements = kTileRows * kTileColumns;
 
-inline int64_t num_steps(int64_t num_columns) { return (num_columns + kStepColumns - 1) / kStepColumns; }
+inline int64_t num_steps(int64_t num_columns) { return (num_columns + kTileColumns - 1) / kTileColumns; }
 
-inline std::uint16_t* tile_row(std::uint16_t* tiles, int64_t num_columns, int64_t row, int64_t step) {
-  return tiles + (row / kTileRows * num_steps(num_columns) + step) * kTileElements + row % kTileRows * kStepColumns;
+/// The first tile of a tile of rows in a range of steps; the other steps' follow.
+inline std::uint16_t* range_tiles(const Bfloat16Rows& rows, int64_t range, int64_t tile) {
+  return rows.tiles + (range * rows.num_tiles + tile) * (kRangeSteps * kTileElements);
+}
+
+inline std::uint16_t* tile_row(const Bfloat16Rows& rows, int64_t row, int64_t step) {
+  return range_tiles(rows, step / kRangeSteps, row / kTileRows) + step % kRangeSteps * kTileElements +
+         row % kTileRows * kTileColumns;
 }
 
 /// 16 values as integers of at most 8 significant bits times a power of two: bfloat16 values, and exact multiples of

@@ -35,7 +35,7 @@ void tile_rows_w4a4(const W4A4Args& args, const Bfloat16Rows& rows, int64_t row_
     rows.fits[row] = fits;
     for (int64_t b = 0; b < num_blocks; b += 2) {
       const __m512 odd = b + 1 < num_blocks ? code_values(codes + (b + 1) * 16, scales[b + 1]) : _mm512_setzero_ps();
-      store_pairs(tile_row(rows.tiles, num_columns, row, b / 2), code_values(codes + b * 16, scales[b]), odd);
+      store_pairs(tile_row(rows, row, b / 2), code_values(codes + b * 16, scales[b]), odd);
     }
   }
 }
@@ -55,7 +55,7 @@ void tile_rows_w4a16(const Fp4F32Args& args, const Bfloat16Rows& rows, int64_t r
         fits = fits && odd.moderate;
         odd_values = integer_values(odd);
       }
-      store_pairs(tile_row(rows.tiles, num_columns, row, b / 2), integer_values(even), odd_values);
+      store_pairs(tile_row(rows, row, b / 2), integer_values(even), odd_values);
     }
     rows.fits[row] = fits;
   }

@@ -1,171 +1,191 @@
 #pragma once
 // NVFP4 weights times bfloat16 activations on AMX tiles, for many rows. Arithmetic and layout: bfloat16_rows.h.
 //
-// Loops, from the outside: blocks of rows; chunks of columns whose activations stay in L2 while all panels pass; pairs
-// of panels; ranges of columns whose unpacked weights stay in L1; pairs of row tiles; steps of 32 columns. Sums of a
-// pair of panels are kept as tiles between ranges and in `out` between chunks, in float32 both times: neither changes a
-// bit.
+// Loops, from the outside: blocks of rows; ranges of columns; pairs of panels, whose unpacked weights of a range stay
+// in L1; pairs of row tiles; steps of 32 columns. Sums wait as tiles in L2 from range to range, in float32: that
+// changes no bit.
+//
+// What limits it is L2: a step of two by two tiles takes 64 cycles, 2 KiB of activations, and 1 KiB of sums that come
+// and go.
 
 #include "amx_tiles.h"
-#include "bfloat16_weights_avx512.h"
 #include "lanes.h"
+#include "pair_weights.h"
+#include "silu.h"
 
 namespace nybble::NYBBLE_ISA {
 
 namespace {
 
-constexpr int kRangeSteps = 8;            // 16 KiB of weights and as much of activations: two thirds of L1
-constexpr int64_t kBlockTiles = 32;       // of rows that share unpacked weights
-constexpr int64_t kChunkBytes = 1 << 20;  // of activations: half of L2
+using Sums = float[16][16];  // of a row tile and a panel
 
 /// Sums [row tile a][panel p] in tmm(2a + p), activations in tmm4 and 5, weights in tmm6 and 7.
 template <class Backend, int RowTiles, int Panels>
 struct Bfloat16Tiles {
-  template <class Function>
-  static void for_sums(float (*sums)[16][16], const Function& function) {
-    function.template operator()<0>(sums[0]);
-    if constexpr (Panels == 2) function.template operator()<1>(sums[1]);
-    if constexpr (RowTiles == 2) function.template operator()<2>(sums[Panels]);
-    if constexpr (RowTiles == 2 && Panels == 2) function.template operator()<3>(sums[Panels + 1]);
-  }
-
-  static void zero(float (*sums)[16][16]) {
-    for_sums(sums, []<int Tile>(float (*)[16]) { Backend::template zero<Tile>(); });
-  }
-  static void load(float (*sums)[16][16]) {
-    for_sums(sums, []<int Tile>(float (*tile)[16]) { Backend::template load<Tile>(tile, 64); });
-  }
-  static void store(float (*sums)[16][16]) {
-    for_sums(sums, []<int Tile>(float (*tile)[16]) { Backend::template store<Tile>(tile, 64); });
-  }
-
-  /// 32 columns.
-  static void multiply(const std::uint16_t* first, const std::uint16_t* second, std::uint16_t (*weights)[16][32]) {
+  /// 32 columns. `before.template operator()<Tile>(place)` runs before the sums of a place are added to.
+  template <class Before>
+  static void multiply(const std::uint16_t* first, const std::uint16_t* second, const PairWeights::Tile* weights,
+                       const Before& before) {
+    before.template operator()<0>(0);
     Backend::template load<6>(weights[0], 64);
     Backend::template load<4>(first, 64);
     Backend::template dot_bfloat16<0, 4, 6>();
     if constexpr (Panels == 2) {
+      before.template operator()<1>(1);
       Backend::template load<7>(weights[1], 64);
       Backend::template dot_bfloat16<1, 4, 7>();
     }
     if constexpr (RowTiles == 2) {
+      before.template operator()<2>(2);
       Backend::template load<5>(second, 64);
       Backend::template dot_bfloat16<2, 5, 6>();
-      if constexpr (Panels == 2) Backend::template dot_bfloat16<3, 5, 7>();
-    }
-  }
-};
-
-/// A chunk of columns for one or two panels and a block of rows.
-struct ChunkSpan {
-  int64_t tile_begin, tile_end;  // of rows
-  int64_t step_begin, step_end;
-};
-
-template <class Backend, int Panels>
-class TilePanels {
- public:
-  TilePanels(const Bfloat16Args& args, int64_t first_panel) : args_(args), first_panel_(first_panel) {}
-
-  void run(const ChunkSpan& span) {
-    if (span.step_begin != 0) read_sums(span);
-    for (int64_t step = span.step_begin; step < span.step_end; step += kRangeSteps) {
-      const int64_t end = min64(span.step_end, step + kRangeSteps);
-      unpack_range(step, end);
-      int64_t tile = span.tile_begin;
-      for (; tile + 2 <= span.tile_end; tile += 2) run_range<2>(tile, span.tile_begin, step, end);
-      if (tile < span.tile_end) run_range<1>(tile, span.tile_begin, step, end);
-    }
-    write_sums(span);
-  }
-
- private:
-  int64_t total_steps() const { return num_steps(args_.weight.num_columns); }
-
-  void unpack_range(int64_t step_begin, int64_t step_end) {
-    const Fp4View& weight = args_.weight;
-    for (int p = 0; p < Panels; ++p) {
-      const std::uint8_t* codes = weight.data + static_cast<std::size_t>(first_panel_ + p) * weight.panel_bytes;
-      const std::uint8_t* scales = codes + weight.scale_offset;
-      for (int64_t step = step_begin; step < step_end; ++step) {
-        const bool second = step * kStepColumns + 16 < weight.num_columns;
-        unpack_tile(codes + step * (kStepColumns * 8), scales + step * kStepColumns, second,
-                    weights_[step - step_begin][p]);
+      if constexpr (Panels == 2) {
+        before.template operator()<3>(3);
+        Backend::template dot_bfloat16<3, 5, 7>();
       }
     }
   }
 
-  template <int RowTiles>
-  void run_range(int64_t tile, int64_t first_tile, int64_t step_begin, int64_t step_end) {
+  static void store(Sums* sums) {
+    Backend::template store<0>(sums[0], 64);
+    if constexpr (Panels == 2) Backend::template store<1>(sums[1], 64);
+    if constexpr (RowTiles == 2) Backend::template store<2>(sums[2], 64);
+    if constexpr (RowTiles == 2 && Panels == 2) Backend::template store<3>(sums[3], 64);
+  }
+};
+
+/// Panels [begin, end) of a product, gated ones with those that belong to them.
+template <class Backend>
+class TileGroup {
+ public:
+  TileGroup(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end, float* sums)
+      : args_(args),
+        panel_begin_(panel_begin),
+        panel_end_(panel_end),
+        num_ranges_((args.weight.num_columns + kTileRangeColumns - 1) / kTileRangeColumns),
+        weights_(args.weight),
+        sums_(reinterpret_cast<Sums*>(sums)) {}
+
+  /// A block of rows.
+  void run(int64_t tile_begin, int64_t tile_end) {
+    tile_begin_ = tile_begin;
+    tile_end_ = tile_end;
+    const int64_t num_row_pairs = (tile_end - tile_begin + 1) / 2;
+    PanelPair pair = make_pair(0, panel_begin_);
+    for (PanelPair next; pair.num_panels != 0; pair = next) {
+      next = after(pair);
+      weights_.begin(pair, next, after(next), num_row_pairs * pair.num_steps);
+      run_pair(pair, sums_ + (pair.panels[0] - panel_begin_) / width() * (num_row_pairs * 4));
+    }
+    store_pending();
+    for (int64_t row = tile_begin * kTileRows; row < min64(args_.num_rows, tile_end * kTileRows); ++row) write(row);
+  }
+
+ private:
+  /// Panels of the first half that a pair holds.
+  int64_t width() const { return args_.gated ? 1 : 2; }
+
+  PanelPair make_pair(int64_t range, int64_t panel) const {
+    if (range >= num_ranges_) return {};
+    const int64_t steps = num_steps(args_.weight.num_columns) - range * kRangeSteps;
+    const int64_t second = args_.gated ? args_.weight.num_panels / 2 + panel : panel + 1;
+    return {{panel, second},
+            args_.gated || second < panel_end_ ? 2 : 1,
+            range,
+            static_cast<int>(min64(kRangeSteps, steps))};
+  }
+
+  PanelPair after(const PanelPair& pair) const {
+    if (pair.num_panels == 0) return pair;
+    const int64_t panel = pair.panels[0] + width();
+    return panel < panel_end_ ? make_pair(pair.range, panel) : make_pair(pair.range + 1, panel_begin_);
+  }
+
+  void run_pair(const PanelPair& pair, Sums* sums) {
+    for (int64_t tile = tile_begin_; tile < tile_end_; tile += 2, sums += 4) {
+      const std::uint16_t* rows = range_tiles(args_.rows, pair.range, tile);
+      const bool last = tile + 2 >= tile_end_;
+      if (tile + 2 <= tile_end_) {
+        pair.num_panels == 2 ? run_rows<2, 2>(pair, rows, last, sums) : run_rows<2, 1>(pair, rows, last, sums);
+      } else {
+        pair.num_panels == 2 ? run_rows<1, 2>(pair, rows, last, sums) : run_rows<1, 1>(pair, rows, last, sums);
+      }
+    }
+  }
+
+  /// Whole pairs leave their sums in the tiles until the next one takes their place: stores between its products wait
+  /// for nobody.
+  template <int RowTiles, int Panels>
+  void run_rows(const PanelPair& pair, const std::uint16_t* rows, bool last, Sums* sums) {
     using Tiles = Bfloat16Tiles<Backend, RowTiles, Panels>;
-    float (*sums)[16][16] = sums_ + (tile - first_tile) * Panels;
-    if (step_begin == 0) {
-      Tiles::zero(sums);
+    constexpr bool kWhole = RowTiles == 2 && Panels == 2;
+    if (!kWhole) store_pending();
+    Sums* const pending = pending_;
+    const auto exchange = [&]<int Tile>(int place) {
+      if (kWhole && pending != nullptr) Backend::template store<Tile>(pending[place], 64);
+      if (pair.range == 0) {
+        Backend::template zero<Tile>();
+      } else {
+        Backend::template load<Tile>(sums[place], 64);
+      }
+    };
+    const auto multiply = [&](int i, const auto& before) {
+      Tiles::multiply(rows + i * kTileElements, rows + (kRangeSteps + i) * kTileElements, weights_.tiles(i), before);
+      weights_.fetch();
+      if (last) weights_.replace(i);
+    };
+    multiply(0, exchange);
+    for (int i = 1; i < pair.num_steps; ++i) multiply(i, []<int Tile>(int) {});
+    if (kWhole) {
+      pending_ = sums;
     } else {
-      Tiles::load(sums);
-    }
-    const std::uint16_t* first = args_.rows.tiles + tile * total_steps() * kTileElements;
-    const std::uint16_t* second = first + total_steps() * kTileElements;
-    for (int64_t step = step_begin; step < step_end; ++step) {
-      Tiles::multiply(first + step * kTileElements, second + step * kTileElements, weights_[step - step_begin]);
-    }
-    Tiles::store(sums);
-  }
-
-  float* out(int64_t row, int p) const {
-    return args_.out + row * args_.weight.num_rows + args_.weight.panels[first_panel_ + p].first_output;
-  }
-
-  template <class Function>
-  void for_rows(const ChunkSpan& span, const Function& function) {
-    const int64_t row_end = min64(args_.num_rows, span.tile_end * kTileRows);
-    for (int64_t row = span.tile_begin * kTileRows; row < row_end; ++row) {
-      const int64_t tile = row / kTileRows - span.tile_begin;
-      for (int p = 0; p < Panels; ++p) function(row, p, sums_[tile * Panels + p][row % kTileRows]);
+      Tiles::store(sums);
     }
   }
 
-  void read_sums(const ChunkSpan& span) {
-    for_rows(span, [&](int64_t row, int p, float* sums) {
-      const __mmask16 lanes = lane_mask(args_.weight.panels[first_panel_ + p]);
-      _mm512_store_ps(sums, _mm512_maskz_loadu_ps(lanes, out(row, p)));
-    });
+  void store_pending() {
+    if (pending_ != nullptr) Bfloat16Tiles<Backend, 2, 2>::store(pending_);
+    pending_ = nullptr;
   }
 
-  void write_sums(const ChunkSpan& span) {
-    const bool last = span.step_end == total_steps();
-    F16 factors[Panels];
-    for (int p = 0; p < Panels; ++p) {
-      const F16 factor = args_.quantized ? output_factor<1>(args_.weight, first_panel_ + p)
-                                         : output_factor<2>(args_.weight, first_panel_ + p);
-      factors[p] = last ? factor : splat(1.0F);
+  /// The outputs of a row: in one piece, which memory likes better than each pair's when it is done.
+  void write(int64_t row) const {
+    float* out = args_.out + row * (args_.gated ? args_.weight.num_rows / 2 : args_.weight.num_rows);
+    const int64_t tile = row / kTileRows - tile_begin_;
+    const int64_t pair_sums = (tile_end_ - tile_begin_ + 1) / 2 * 4;
+    const Sums* sums = sums_ + tile / 2 * 4 + tile % 2 * 2;
+    const auto values = [&](int64_t panel, int p) {
+      const F16 factor =
+          args_.quantized ? output_factor<1>(args_.weight, panel) : output_factor<2>(args_.weight, panel);
+      return nybble::NYBBLE_ISA::load(sums[p][row % kTileRows]) * factor;
+    };
+    for (int64_t panel = panel_begin_; panel < panel_end_; panel += width(), sums += pair_sums) {
+      const Fp4Panel* info = args_.weight.panels + panel;
+      if (args_.gated) {
+        const F16 up = values(args_.weight.num_panels / 2 + panel, 1);
+        store_partial(out + info->first_output, silu_mul(values(panel, 0), up), info->num_lanes);
+        continue;
+      }
+      store_partial(out + info->first_output, values(panel, 0), info->num_lanes);
+      if (panel + 1 < panel_end_) store_partial(out + info[1].first_output, values(panel + 1, 1), info[1].num_lanes);
     }
-    for_rows(span, [&](int64_t row, int p, const float* sums) {
-      store_partial(out(row, p), nybble::NYBBLE_ISA::load(sums) * factors[p],
-                    args_.weight.panels[first_panel_ + p].num_lanes);
-    });
   }
 
   const Bfloat16Args& args_;
-  int64_t first_panel_;
-  alignas(64) std::uint16_t weights_[kRangeSteps][Panels][16][32];
-  alignas(64) float sums_[kBlockTiles * Panels][16][16];
+  int64_t panel_begin_, panel_end_;
+  int64_t num_ranges_;
+  int64_t tile_begin_ = 0, tile_end_ = 0;
+  PairWeights weights_;
+  Sums* sums_;               // [pairs of panels][pairs of row tiles][4]
+  Sums* pending_ = nullptr;  // sums that are in the tiles yet
 };
 
 template <class Backend>
-void run_bfloat16(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end) {
-  const int64_t num_tiles = (args.num_rows + kTileRows - 1) / kTileRows;
-  const int64_t steps = num_steps(args.weight.num_columns);
-  for (int64_t tile = 0; tile < num_tiles; tile += kBlockTiles) {
-    const int64_t tile_end = min64(num_tiles, tile + kBlockTiles);
-    const int64_t fitting = kChunkBytes / ((tile_end - tile) * kTileElements * 2);
-    const int64_t chunk = max64(kRangeSteps, fitting / kRangeSteps * kRangeSteps);
-    for (int64_t step = 0; step < steps; step += chunk) {
-      const ChunkSpan span{tile, tile_end, step, min64(steps, step + chunk)};
-      int64_t panel = panel_begin;
-      for (; panel + 2 <= panel_end; panel += 2) TilePanels<Backend, 2>(args, panel).run(span);
-      if (panel < panel_end) TilePanels<Backend, 1>(args, panel).run(span);
-    }
+void run_bfloat16(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end, float* sums) {
+  TileGroup<Backend> group(args, panel_begin, panel_end, sums);
+  constexpr int64_t kBlockTiles = kTileGroupBytes / (kTileGroupPanels * static_cast<int64_t>(sizeof(Sums)));
+  for (int64_t tile = 0; tile < args.rows.num_tiles; tile += kBlockTiles) {
+    group.run(tile, min64(args.rows.num_tiles, tile + kBlockTiles));
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include "bfloat16_rows.h"
 #include "integer_weights_avx512.h"
+#include "unroll.h"
 
 namespace nybble::NYBBLE_ISA {
 
@@ -92,12 +93,8 @@ inline void unpack_columns(__m512i first, __m512i second, const ScaleWords& scal
 inline void unpack_tile(const std::uint8_t* codes, const std::uint8_t* scales, bool second, std::uint16_t (*rows)[32]) {
   const auto bytes = [](const std::uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); };
   const ScaleWords words = scale_words(bytes(scales), second ? bytes(scales + 16) : _mm_setzero_si128());
-  for (int half = 0; half < 2; ++half) {
+  NYBBLE_UNROLL for (int half = 0; half < 2; ++half) {
     const std::uint8_t* line = codes + half * 64;
-    prefetch_far(line);
-    prefetch_far(line + 128);
-    prefetch_near(line);
-    prefetch_near(line + 128);
     const __m512i others = second ? _mm512_load_si512(line + 128) : _mm512_setzero_si512();
     unpack_columns(_mm512_load_si512(line), others, words, rows + half * 8);
   }

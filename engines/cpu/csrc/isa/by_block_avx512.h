@@ -15,7 +15,7 @@ class ByBlock {
   ByBlock(const IntegerArgs& args, const int64_t (&rows)[Rows], int64_t superblock) : args_(args) {
     const int64_t column = superblock * kSuperblockColumns;
     for (int r = 0; r < Rows; ++r) {
-      slots_[r] = superblock * args.num_rows + rows[r];
+      slots_[r] = superblock * args.rows.stride + rows[r];
       // An MXFP4 row's codes in `rows` are shifted (W4A4): the caller's are not.
       codes_[r] = Parts == 1 ? args.block_codes + rows[r] * args.weight.num_columns + column
                              : args.rows.codes + slots_[r] * Parts * kSuperblockColumns;
@@ -136,7 +136,7 @@ __attribute__((noinline)) void add_by_block(const IntegerArgs& args, int64_t fir
 inline std::uint32_t irregular_rows(const IntegerArgs& args, int64_t first_row, int num_rows, int64_t superblock) {
   if (args.all_regular) return 0;
   const auto present = static_cast<__mmask32>((1ULL << num_rows) - 1U);
-  const std::uint8_t* regular = args.rows.regular + superblock * args.num_rows + first_row;
+  const std::uint8_t* regular = args.rows.regular + superblock * args.rows.stride + first_row;
   return _mm256_mask_testn_epi8_mask(present, _mm256_maskz_loadu_epi8(present, regular), _mm256_set1_epi8(-1));
 }
 

@@ -4,6 +4,7 @@
 #include "float_bits.h"
 #include "kernels.h"
 #include "lanes.h"
+#include "silu.h"
 
 namespace nybble::NYBBLE_ISA {
 
@@ -78,9 +79,7 @@ void silu_mul(const SiluMulArgs& args, int64_t row_begin, int64_t row_end) {
     const float* up = gate + args.num_columns;
     float* out = args.out + row * args.num_columns;
     map_columns(args.num_columns, [&](int64_t i, int64_t count) {
-      const F16 g = load_some(gate + i, count);
-      const F16 silu = g / (splat(1.0F) + exp(splat(0.0F) - g));
-      store_partial(out + i, silu * load_some(up + i, count), count);
+      store_partial(out + i, silu_mul(load_some(gate + i, count), load_some(up + i, count)), count);
     });
   }
 }

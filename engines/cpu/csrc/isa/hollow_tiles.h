@@ -54,11 +54,10 @@ struct HollowTileInstructions {
 
   template <int Sum, int A, int B>
   static void dot_int8() {
-    asm volatile(
-        "movq (%%r15), %%r15\n\timulq $1, %%r15, %%r15\n\tmovq (%%r15), %%r15\n\timulq $1, %%r15, %%r15"
-        :
-        :
-        : "cc");
+    asm volatile("movq (%%r15), %%r15\n\timulq $1, %%r15, %%r15\n\tmovq (%%r15), %%r15\n\timulq $1, %%r15, %%r15"
+                 :
+                 :
+                 : "cc");
   }
   template <int Sum, int A, int B>
   static void dot_bfloat16() {

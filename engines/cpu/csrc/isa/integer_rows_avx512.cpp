@@ -14,7 +14,7 @@ void prepare_blocks(const W4A4Args& args, const IntegerRows& rows, int64_t row, 
   const int64_t num_columns = args.weight.num_columns;
   const int64_t columns = superblock_columns(num_columns, superblock);
   const std::int8_t* codes = args.codes + row * num_columns + superblock * kSuperblockColumns;
-  const int64_t slot = superblock * args.num_rows + row;
+  const int64_t slot = superblock * rows.stride + row;
   std::memcpy(rows.codes + slot * kSuperblockColumns, codes, static_cast<std::size_t>(columns));
   const float* scales = args.scales + row * (num_columns / 16) + superblock * (kSuperblockColumns / 16);
   const int64_t block = slot * (kSuperblockColumns / 16);
@@ -91,7 +91,7 @@ void prepare_rows_w4a16(const Fp4F32Args& args, const IntegerRows& rows, int64_t
   for (int64_t row = row_begin; row < row_end; ++row) {
     for (int64_t superblock = 0; superblock < num_superblocks; ++superblock) {
       const int64_t columns = superblock_columns(num_columns, superblock);
-      const int64_t slot = superblock * args.num_rows + row;
+      const int64_t slot = superblock * rows.stride + row;
       std::int8_t* high = rows.codes + slot * 2 * kSuperblockColumns;
       std::int8_t* low = high + kSuperblockColumns;
       const float* x = args.x + row * num_columns + superblock * kSuperblockColumns;

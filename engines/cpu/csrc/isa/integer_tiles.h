@@ -6,6 +6,7 @@
 // block of rows then run over it. The running sums of the block of rows stay in L1 or L2.
 
 #include "by_block_avx512.h"
+#include "silu.h"
 #include "spread_rows_avx512.h"
 #include "tile_steps.h"
 
@@ -30,9 +31,11 @@ class PanelGroup {
     for (int64_t row = row_begin; row < row_end; ++row) clear(row);
   }
 
+  /// The panels from this one on, or gates and what they let through.
   void run(int64_t first_panel) {
-    first_panel_ = first_panel;
-    superblocks_[0].begin(args_.weight, first_panel, 0);
+    const int64_t step = args_.gated ? args_.weight.num_panels / 2 : 1;
+    for (int p = 0; p < Panels; ++p) panels_[p] = first_panel + p * step;
+    superblocks_[0].begin(args_.weight, panels_, 0);
     unpacked_ = false;
     for (int64_t superblock = 0; superblock < num_superblocks_; ++superblock) run_superblock(superblock);
     steps_.finish();
@@ -49,7 +52,7 @@ class PanelGroup {
     fetch_outputs(superblock);
     const Superblock& weights = superblocks_[superblock % 2];
     Superblock* next = superblock + 1 < num_superblocks_ ? &superblocks_[(superblock + 1) % 2] : nullptr;
-    if (next != nullptr) next->begin(args_.weight, first_panel_, superblock + 1);
+    if (next != nullptr) next->begin(args_.weight, panels_, superblock + 1);
     const bool irregular = !weights.shared || has_irregular_rows(superblock);
     if (weights.shared) {
       if (!unpacked_) steps_.weights().unpack_first_half(weights);
@@ -67,12 +70,15 @@ class PanelGroup {
     const int64_t num_rows = row_end_ - row_begin_;
     const int64_t end = row_begin_ + num_rows * (superblock + 1) / num_superblocks_;
     for (int64_t row = row_begin_ + num_rows * superblock / num_superblocks_; row < end; ++row) {
-      for (int p = 0; p < Panels; ++p) prefetch_to_l2(reinterpret_cast<const std::uint8_t*>(output(row, p)));
+      for (int p = 0; p < num_outputs(); ++p) prefetch_to_l2(reinterpret_cast<const std::uint8_t*>(output(row, p)));
     }
   }
 
+  int num_outputs() const { return args_.gated ? 1 : Panels; }
+
   float* output(int64_t row, int p) const {
-    return args_.out + row * args_.weight.num_rows + args_.weight.panels[first_panel_ + p].first_output;
+    const int64_t width = args_.gated ? args_.weight.num_rows / 2 : args_.weight.num_rows;
+    return args_.out + row * width + args_.weight.panels[panels_[p]].first_output;
   }
 
   void clear(int64_t row) {
@@ -81,17 +87,19 @@ class PanelGroup {
 
   void store() {
     F16 factors[Panels];
-    for (int p = 0; p < Panels; ++p) factors[p] = output_factor<Parts>(args_.weight, first_panel_ + p);
+    for (int p = 0; p < Panels; ++p) factors[p] = output_factor<Parts>(args_.weight, panels_[p]);
     for (int64_t row = row_begin_; row < row_end_; ++row) {
-      for (int p = 0; p < Panels; ++p) {
-        store_partial(output(row, p), sums(row)[p] * factors[p], args_.weight.panels[first_panel_ + p].num_lanes);
+      for (int p = 0; p < num_outputs(); ++p) {
+        F16 values = sums(row)[p] * factors[p];
+        if (args_.gated) values = silu_mul(values, sums(row)[Panels - 1] * factors[Panels - 1]);
+        store_partial(output(row, p), values, args_.weight.panels[panels_[p]].num_lanes);
       }
       clear(row);
     }
   }
 
   TileRows tile_rows(int64_t superblock) {
-    const int64_t slot = superblock * args_.num_rows + row_begin_, num_rows = row_end_ - row_begin_;
+    const int64_t slot = superblock * args_.rows.stride + row_begin_, num_rows = row_end_ - row_begin_;
     return {args_.rows.codes + slot * Parts * kSuperblockColumns, args_.rows.scales + slot,
             reinterpret_cast<float*>(sums_), num_rows};
   }
@@ -139,7 +147,7 @@ class PanelGroup {
     std::uint32_t others = 0;
     for (; which != 0; which &= which - 1) {
       const int64_t row = first_row + __builtin_ctz(which);
-      if (!is_spread(args_.rows, superblock * args_.num_rows + row)) {
+      if (!is_spread(args_.rows, superblock * args_.rows.stride + row)) {
         others |= which & (0U - which);
         continue;
       }
@@ -155,7 +163,7 @@ class PanelGroup {
         steps_.multiply_apart(weights.num_blocks, spread_.first_parts(), spread_.second_parts(), SpreadRows::kRowBytes);
     for (int i = 0; i < spread_.count(); ++i) {
       const int64_t row = spread_.row(i);
-      const F16 scale = splat(args_.rows.scales[superblock * args_.num_rows + row]);
+      const F16 scale = splat(args_.rows.scales[superblock * args_.rows.stride + row]);
       for (int p = 0; p < Panels; ++p) {
         const __m512i first = _mm512_slli_epi32(_mm512_load_si512(products[p][i]), kPartShift);
         const __m512i sum = _mm512_add_epi32(first, _mm512_load_si512(products[2 + p][i]));
@@ -168,7 +176,7 @@ class PanelGroup {
 
   /// The same superblock of the panels after these.
   typename Steps::Upcoming upcoming(const Superblock& weights) const {
-    const int64_t offset = Panels * static_cast<int64_t>(args_.weight.panel_bytes);
+    const int64_t offset = num_outputs() * static_cast<int64_t>(args_.weight.panel_bytes);
     typename Steps::Upcoming upcoming;
     for (int p = 0; p < Panels; ++p) {
       prefetch_to_l2(weights.sources[p].scales + offset);
@@ -179,7 +187,7 @@ class PanelGroup {
 
   const IntegerArgs& args_;
   int64_t num_superblocks_;
-  int64_t first_panel_ = 0;
+  int64_t panels_[Panels] = {};
   int64_t row_begin_ = 0, row_end_ = 0;
   Superblock superblocks_[2];
   bool unpacked_ = false;  // the first half of the next superblock
@@ -201,6 +209,7 @@ void run_panel_groups(const IntegerArgs& args, int64_t panel_begin, int64_t pane
     const int64_t row_end = min64(args.num_rows, row + block_rows);
     pairs.take_rows(row, row_end);
     int64_t panel = panel_begin;
+    for (; args.gated && panel < panel_end; ++panel) pairs.run(panel);
     for (; panel + kPanelGroup <= panel_end; panel += kPanelGroup) pairs.run(panel);
     if (panel < panel_end) {
       PanelGroup<Tiles, 1, Parts> single(args);

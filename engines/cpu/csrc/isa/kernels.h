@@ -17,8 +17,8 @@ void tile_rows_w4a16(const Fp4F32Args& args, const Bfloat16Rows& rows, int64_t r
 void fp4_linear_integer(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
 void fp4_linear_amx(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
 void fp4_linear_amx_emulated(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
-void fp4_linear_bfloat16_amx(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end);
-void fp4_linear_bfloat16_amx_emulated(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end);
+void fp4_linear_bfloat16_amx(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end, float* sums);
+void fp4_linear_bfloat16_amx_emulated(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end, float* sums);
 double limit_operations_amx_int8(LimitKind kind, int64_t iterations);
 double limit_operations_amx_bfloat16(LimitKind kind, int64_t iterations);
 double limit_operations_amx(LimitKind kind, int64_t iterations);

@@ -13,9 +13,9 @@ void fp4_linear_amx(const IntegerArgs& args, int64_t panel_begin, int64_t panel_
   HardwareTileInstructions::release();
 }
 
-void fp4_linear_bfloat16_amx(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end) {
+void fp4_linear_bfloat16_amx(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end, float* sums) {
   HardwareTileInstructions::configure(full_tiles());
-  run_bfloat16<HardwareTileInstructions>(args, panel_begin, panel_end);
+  run_bfloat16<HardwareTileInstructions>(args, panel_begin, panel_end, sums);
   HardwareTileInstructions::release();
 }
 

@@ -12,9 +12,9 @@ void fp4_linear_amx_emulated(const IntegerArgs& args, int64_t panel_begin, int64
   EmulatedTileInstructions::release();
 }
 
-void fp4_linear_bfloat16_amx_emulated(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end) {
+void fp4_linear_bfloat16_amx_emulated(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end, float* sums) {
   EmulatedTileInstructions::configure(full_tiles());
-  run_bfloat16<EmulatedTileInstructions>(args, panel_begin, panel_end);
+  run_bfloat16<EmulatedTileInstructions>(args, panel_begin, panel_end, sums);
   EmulatedTileInstructions::release();
 }
 

@@ -150,7 +150,7 @@ static inline void prepare_shared(const W4A4Args& args, const IntegerRows& rows,
   const int count = static_cast<int>(superblock_columns(num_columns, superblock) / 32);
   const std::int8_t* codes = args.codes + row * num_columns + superblock * kSuperblockColumns;
   const float* scales = args.scales + row * num_blocks + superblock * (kSuperblockColumns / 32);
-  const int64_t slot = superblock * args.num_rows + row;
+  const int64_t slot = superblock * rows.stride + row;
   if (count == kSuperblockColumns / 32 && prepare_whole_shared(codes, scales, rows, slot)) return;
   const int64_t block = slot * (kSuperblockColumns / 32);
   int bytes[kSuperblockColumns / 32];

@@ -29,7 +29,7 @@ class SpreadRows {
     const std::uint64_t lanes = (1ULL << (num_blocks * 8)) - 1;  // of four codes
     const __m512i first = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes), codes);
     const __m512i second = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes >> 16), codes + 64);
-    const int64_t slot = superblock * args.num_rows + row;
+    const int64_t slot = superblock * args.rows.stride + row;
     const float* scales = args.rows.block_scales + slot * kSharedBlocks;
     const __m128i bytes = _mm_srli_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)), 23);
     const __m128i lowest = _mm_set1_epi32(static_cast<int>(float_to_bits(args.rows.scales[slot]) >> 23));

@@ -28,9 +28,9 @@ inline void run_tile_panel(const IntegerArgs& args, int64_t first_row, int64_t p
   const int64_t num_superblocks = (weight.num_columns + kSuperblockColumns - 1) / kSuperblockColumns;
   for (tile.superblock = 0; tile.superblock < num_superblocks; ++tile.superblock) {
     tile.num_blocks = static_cast<int>(superblock_columns(weight.num_columns, tile.superblock) / Group);
-    tile.slot = tile.superblock * args.num_rows + first_row;
+    tile.slot = tile.superblock * args.rows.stride + first_row;
     tile.codes = args.rows.codes + tile.slot * Parts * kSuperblockColumns;
-    tile.next_codes = tile.codes + args.num_rows * Parts * kSuperblockColumns;
+    tile.next_codes = tile.codes + args.rows.stride * Parts * kSuperblockColumns;
     prefetch_scales(weight, tile.source, tile.superblock);
     const std::uint32_t left = add(tile, sums);
     if (left != 0) {

@@ -48,7 +48,9 @@ class TileSteps {
       run_slot<0, 1, 0>(first, waiting);
       run_slot<0, 1, 1>(first, waiting);
       sums_target_ = products_;
-      std::swap(earlier_, last_);
+      Products* const free = earlier_;
+      earlier_ = last_;
+      last_ = free;
       last_->scales = rows.scales + step * kRows;
       last_->sums = rows.sums + step * kRows * Panels * 16;
       last_->num_rows = rows.num_rows - step * kRows;
@@ -86,13 +88,13 @@ class TileSteps {
   /// Sums of two tiles of activations beside the steps, after empty_tiles(): [tile of rows][panel].
   const std::int32_t (*multiply_apart(int num_blocks, const std::int8_t* first, const std::int8_t* second,
                                       int64_t row_bytes))[16][16] {
-    for_each_tile([](auto a, auto p) { Tiles::template zero<a(), p()>(); });
+    for_each_tile([](auto a, auto p) { Tiles::template zero<a.value, p.value>(); });
     for (int k = 0; k < num_blocks * 32; k += 64) {
       Tiles::template load_activations<0>(first + k, row_bytes);
       Tiles::template load_activations<1>(second + k, row_bytes);
       Tiles::template load_weights<0>(weights_.vectors(k), Panels * 64);
       if constexpr (Panels == 2) Tiles::template load_weights<1>(weights_.vectors(k) + 64, Panels * 64);
-      for_each_tile([](auto a, auto p) { Tiles::template multiply<a(), p()>(); });
+      for_each_tile([](auto a, auto p) { Tiles::template multiply<a.value, p.value>(); });
     }
     store_all(spare_);
     return spare_;
@@ -102,7 +104,9 @@ class TileSteps {
   using Products = ScaledProducts<Panels, Parts>;
 
   template <int Value>
-  using Constant = std::integral_constant<int, Value>;
+  struct Constant {
+    static constexpr int value = Value;
+  };
 
   template <typename Function>
   static void for_each_tile(Function function) {
@@ -115,7 +119,7 @@ class TileSteps {
   }
 
   static void store_all(std::int32_t (*target)[16][16]) {
-    for_each_tile([&](auto a, auto p) { Tiles::template store<a(), p()>(target); });
+    for_each_tile([&](auto a, auto p) { Tiles::template store<a.value, p.value>(target); });
   }
 
   /// What the slots of half a step do beside adding.

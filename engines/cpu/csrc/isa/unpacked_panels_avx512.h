@@ -17,11 +17,11 @@ struct PanelSuperblock {
   int num_blocks;
   bool shared;  // the exponents of all panels are; otherwise there is nothing to unpack
 
-  void begin(const Fp4View& weight, int64_t first_panel, int64_t superblock) {
+  void begin(const Fp4View& weight, const int64_t (&panels)[Panels], int64_t superblock) {
     num_blocks = static_cast<int>(superblock_columns(weight.num_columns, superblock) / 32);
     shared = true;
     for (int p = 0; p < Panels; ++p) {
-      sources[p] = panel_source(weight, first_panel + p, superblock);
+      sources[p] = panel_source(weight, panels[p], superblock);
       alignas(kSharedScaleBytes) std::uint8_t own[kSharedScaleBytes];
       const std::uint8_t* scales = shared_scales(sources[p], num_blocks, own);
       shared = shared && scales != nullptr;

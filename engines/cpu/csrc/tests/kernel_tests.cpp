@@ -22,6 +22,7 @@ namespace {
 
 void test_everything() {
   test_fp4_linears();
+  test_gated_products();
   test_half_types();
   test_head_screen();
   test_quantize_ties();

@@ -4,6 +4,7 @@
 namespace nybble {
 
 void test_fp4_linears();
+void test_gated_products();
 void test_half_types();
 void test_head_screen();
 void test_quantize_ties();
