@@ -21,7 +21,7 @@ BLOCK_SIZE = 4
 MAX_MODEL_LEN = 64
 
 
-# The best of this machine, and tiles in software, whose products of many rows apply a feed-forward layer's gates.
+# The best of this machine, and tiles in software, whose products apply a feed-forward layer's gates.
 ISAS = [kernels.isa_name(), *(["amx-emulated"] if "avx512" in kernels.available_isas() else [])]
 
 
