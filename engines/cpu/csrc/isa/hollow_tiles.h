@@ -38,7 +38,7 @@ struct HollowTileInstructions {
     const char* row = static_cast<const char*>(base);
     _Pragma("GCC unroll 16") for (int i = 0; i < 16; ++i, row += stride) {
       __m512i loaded;
-      asm volatile("vmovdqu64 %1, %0" : "=v"(loaded) : "m"(*reinterpret_cast<const char (*)[64]>(row)));
+      asm volatile("vmovdqu64 %1, %0" : "=v"(loaded) : "m"(*reinterpret_cast<const char (*)[64]>(row)) : "memory");
     }
   }
 
@@ -48,7 +48,7 @@ struct HollowTileInstructions {
     asm volatile("vpbroadcastq %%r15, %%zmm16\n\tvpandq %%zmm16, %0, %0" : "+v"(zeros) : : "zmm16");
     char* row = static_cast<char*>(base);
     _Pragma("GCC unroll 16") for (int i = 0; i < 16; ++i, row += stride) {
-      asm volatile("vmovdqu64 %1, %0" : "=m"(*reinterpret_cast<char (*)[64]>(row)) : "v"(zeros));
+      asm volatile("vmovdqu64 %1, %0" : "=m"(*reinterpret_cast<char (*)[64]>(row)) : "v"(zeros) : "memory");
     }
   }
 
