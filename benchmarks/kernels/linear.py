@@ -69,7 +69,7 @@ def linear_case(
     """`activations` is "fp4" (W4A4, of activations quantized before) or "bf16" (W4A16)."""
     first = weights.copies[0]
     x = rng.standard_normal((num_rows, first.num_columns)).astype(np.float32)
-    out = np.empty((num_rows, first.num_rows), np.float32)
+    out = aligned_outputs(num_rows, first.num_rows)
     if activations == "bf16":
 
         def call() -> None:
@@ -82,6 +82,13 @@ def linear_case(
 
     operations = 2 * num_rows * first.num_rows * first.num_columns
     return Case(f"{layout} {activations}", num_rows, first.num_bytes, operations, call)
+
+
+def aligned_outputs(num_rows: int, num_outputs: int) -> NDArray[np.float32]:
+    """Where whole cache lines are written, as in a model."""
+    memory = np.empty(num_rows * num_outputs + 16, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    return memory[start : start + num_rows * num_outputs].reshape(num_rows, num_outputs)
 
 
 def quantized(
