@@ -114,7 +114,7 @@ def commit() -> str | None:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, cores, memory and the instruction set of our kernels."""
+    """Processor, cores, memory, the instruction set of our kernels and what they say of AMX."""
     name, features = processor()
     try:
         memory = read_meminfo().get("MemTotal")
@@ -122,14 +122,16 @@ def machine_facts() -> dict[str, Any]:
         memory = None
     try:
         isa: str | None = kernels.isa_name()
+        amx: str | None = kernels.amx_status()
     except EngineError:
-        isa = None
+        isa = amx = None
     return {
         "processor": name,
         "features": list(features),
         "num_cores": os.cpu_count(),
         "memory_bytes": memory,
         "isa": isa,
+        "amx": amx,
     }
 
 

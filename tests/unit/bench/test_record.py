@@ -19,6 +19,7 @@ from engines.bench.record import (
     parse_busy_seconds,
     write_document,
 )
+from engines.cpu import kernels
 
 OURS = ["command", "commit", "date", "seconds", "cores_used_by_others", "machine", "versions"]
 
@@ -33,6 +34,7 @@ def test_a_record_says_how_when_and_on_what() -> None:
     assert document["seconds"] >= 0
     assert document["machine"]["num_cores"] >= 1
     assert document["machine"]["isa"] in ("plain", "avx2", "avx512", "amx")
+    assert document["machine"]["amx"] == kernels.amx_status()
     assert document["versions"]["typer"][0].isdigit()
     assert document["versions"]["no-such-thing"] is None
     json.dumps(document)
