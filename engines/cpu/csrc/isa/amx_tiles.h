@@ -5,9 +5,6 @@
 //   tmm6, 7 weights of a panel, 16 rows of 4 columns x 16 outputs x signed byte
 // `Backend` has the instructions: Intel's, or the emulation in amx_emulation.h that runs anywhere.
 
-#include <type_traits>
-#include <utility>
-
 #include "simd.h"
 
 namespace nybble::NYBBLE_ISA {
