@@ -49,8 +49,7 @@ void gate_afterwards(const Fp4Weight& weight, std::int64_t num_rows, float* out,
 }
 
 void run_integer(const KernelTable& table, const IntegerArgs& args) {
-  const bool tiles =
-      table.fp4_linear_tiles != nullptr && args.weight.group_size == 32 && args.num_rows > few_rows(args.num_parts);
+  const bool tiles = args.num_rows > few_rows(args.num_parts) && has_integer_tiles(table, args.weight.group_size);
   const auto linear = tiles ? table.fp4_linear_tiles : table.fp4_linear_integer;
   const std::int64_t panels_a_place = args.gated ? 2 : 1;
   parallel_for(args.weight.num_panels / panels_a_place,

@@ -14,8 +14,8 @@ constexpr std::int64_t kGroupsPerThread = 2;
 /// Activations of one product on bfloat16 tiles, kept by the calling thread between calls.
 Bfloat16Rows bfloat16_rows(std::int64_t num_rows, std::int64_t num_columns) {
   thread_local Scratch tiles, fits;
-  const std::int64_t num_tiles = (num_rows + kTileRows - 1) / kTileRows;
-  const std::int64_t num_ranges = (num_columns + kTileRangeColumns - 1) / kTileRangeColumns;
+  const std::int64_t num_tiles = div_up(num_rows, kTileRows);
+  const std::int64_t num_ranges = div_up(num_columns, kTileRangeColumns);
   const std::int64_t num_elements = num_ranges * num_tiles * kTileRows * kTileRangeColumns;
   return {tiles.take<std::uint16_t>(num_elements), fits.take<std::uint8_t>(num_rows), num_tiles};
 }
@@ -45,12 +45,12 @@ bool has_bfloat16_tiles(const KernelTable& table, const Fp4Weight& weight) {
   return table.fp4_linear_bfloat16 != nullptr && weight.group_size() == 16 && weight.e4m3_scales();
 }
 
-bool has_integer_tiles(const KernelTable& table, const Fp4Weight& weight) {
-  return table.fp4_linear_tiles != nullptr && weight.group_size() == 32;
+bool has_integer_tiles(const KernelTable& table, int group_size) {
+  return table.fp4_linear_tiles != nullptr && group_size == 32;
 }
 
 bool applies_gates(const KernelTable& table, const Fp4Weight& weight, std::int64_t num_rows, bool quantized) {
-  const bool has_tiles = has_bfloat16_tiles(table, weight) || has_integer_tiles(table, weight);
+  const bool has_tiles = has_bfloat16_tiles(table, weight) || has_integer_tiles(table, weight.group_size());
   return num_rows > few_rows(quantized ? 1 : 2) && has_tiles && has_halves(weight.view());
 }
 
@@ -63,7 +63,7 @@ bool linear_bfloat16(const KernelTable& table, const Fp4Weight& weight, std::int
   const Bfloat16Args args{weight.view(), rows, out, num_rows, quantized, context.gated};
   const std::int64_t panels_a_place = context.gated ? 2 : 1, num_places = args.weight.num_panels / panels_a_place;
   const std::int64_t group = tile_group_panels(args.weight.num_panels) / panels_a_place;
-  parallel_for((num_places + group - 1) / group,
+  parallel_for(div_up(num_places, group),
                static_cast<double>(group * panels_a_place) * linear_cost(num_rows, weight.num_columns()),
                [&](std::int64_t begin, std::int64_t end) {
                  thread_local Scratch sums;

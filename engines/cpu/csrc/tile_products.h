@@ -12,7 +12,7 @@ namespace nybble {
 constexpr std::int64_t few_rows(int num_parts) { return 8 / num_parts; }
 
 bool has_bfloat16_tiles(const KernelTable& table, const Fp4Weight& weight);
-bool has_integer_tiles(const KernelTable& table, const Fp4Weight& weight);
+bool has_integer_tiles(const KernelTable& table, int group_size);
 
 /// Whether a kernel applies the gates of a product itself.
 bool applies_gates(const KernelTable& table, const Fp4Weight& weight, std::int64_t num_rows, bool quantized);

@@ -63,9 +63,9 @@ inline __m512i low_nibbles(__m512i raw) { return _mm512_and_si512(raw, _mm512_se
 // may drop its calls.
 inline void prefetch_line(const void* line) { asm volatile("prefetcht0 %a0" : : "p"(line)); }
 
-inline void prefetch_far(const std::uint8_t* codes) {
-  asm volatile("prefetcht1 %a0" : : "p"(codes + kFarPrefetchBytes));
-}
+inline void prefetch_to_l2(const std::uint8_t* line) { asm volatile("prefetcht1 %a0" : : "p"(line)); }
+
+inline void prefetch_far(const std::uint8_t* codes) { prefetch_to_l2(codes + kFarPrefetchBytes); }
 
 inline void prefetch_near(const std::uint8_t* codes) { prefetch_line(codes + kNearPrefetchBytes); }
 

@@ -32,7 +32,7 @@ class PairFetch {
 
   void fetch() {
     for (int64_t count = min64(portion_, left_); count > 0; --count, --left_) {
-      asm volatile("prefetcht1 %a0" : : "p"(line_));
+      prefetch_to_l2(line_);
       line_ += 64;
       if (line_ == run_end_) next_run();
     }

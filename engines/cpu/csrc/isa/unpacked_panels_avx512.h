@@ -33,9 +33,6 @@ struct PanelSuperblock {
   }
 };
 
-/// An instruction: see prefetch_line().
-inline void prefetch_to_l2(const std::uint8_t* line) { asm volatile("prefetcht1 %a0" : : "p"(line)); }
-
 template <int Panels>
 class UnpackedPanels {
  public:
