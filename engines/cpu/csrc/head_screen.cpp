@@ -125,6 +125,7 @@ ScreenArgs HeadScreen::bound_outputs(const float* x, std::int64_t num_rows, cons
                          reinterpret_cast<std::int32_t*>(of_rows), of_rows + 2 * num_rows, of_rows + 3 * num_rows},
                         num_rows,
                         num_panels_,
+                        kernels().reading.fetch,
                         bounds,
                         bounds + num_panels_ * num_rows};
   const KernelTable& table = kernels();

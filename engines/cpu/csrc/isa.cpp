@@ -36,12 +36,21 @@ bool processor_has_vbmi() {
 #endif
 }
 
+bool processor_is_amd() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 std::vector<const KernelTable*> available_tables() {
   std::vector<const KernelTable*> tables;
   if (processor_has_avx512() && avx512_kernels() != nullptr) {
     if (processor_has_vbmi()) {
       if (usable_amx_kernels() != nullptr) tables.push_back(usable_amx_kernels());
-      tables.push_back(avx512_kernels());
+      tables.push_back(processor_is_amd() ? avx512_zen_kernels() : avx512_kernels());
+      tables.push_back(processor_is_amd() ? avx512_kernels() : avx512_zen_kernels());
     }
     tables.push_back(avx512_vnni_kernels());
   }

@@ -58,6 +58,23 @@ constexpr std::int64_t dense_panel_bytes(const DenseView& weight) {
   return (weight.num_columns + 1) / 2 * (weight.element_type == ElementType::kFloat32 ? 128 : 64);
 }
 
+/// How far ahead of their use packed weights are fetched: into L2 early, where that pays, and into L1.
+struct FetchAhead {
+  std::int64_t far_bytes;  // 0: not at all
+  std::int64_t near_bytes;
+};
+
+/// How packed weights are read: what caches want is measured.
+struct WeightReading {
+  FetchAhead fetch;
+  bool in_pairs;  // of panels, for a handful of rows (isa/shared_rows_avx512.h)
+};
+
+// Sapphire Rapids: L2 takes more lines under way at once than L1.
+constexpr WeightReading kReadInSteps{{16384, 3072}, false};
+// Zen 5: the way through L2 costs bandwidth.
+constexpr WeightReading kReadAtOnce{{0, 9216}, true};
+
 struct W4A4Args {
   Fp4View weight;
   const std::int8_t* codes;    // [num_rows, K] E2M1 value times two
@@ -92,7 +109,8 @@ struct IntegerArgs {
   int num_parts;     // 1: W4A4. 2: W4A16, 16-bit integers as high and low bytes
   bool all_regular;  // no slot is irregular
   bool vbmi;         // the processor permutes bytes across a register (AVX-512 VBMI)
-  bool gated;        // as in Bfloat16Args; fp4_linear_tiles alone
+  WeightReading reading;
+  bool gated;  // as in Bfloat16Args; fp4_linear_tiles alone
 };
 
 /// A bfloat16 tile, and the columns of weights that are unpacked together.
@@ -254,6 +272,7 @@ struct ScreenArgs {
   ScreenRows rows;
   std::int64_t num_rows;
   std::int64_t num_panels;
+  FetchAhead fetch;
   float* floors;    // [num_rows][num_panels] what the largest of a panel's outputs is at least
   float* ceilings;  // [num_rows][num_panels] and at most
 };
@@ -278,6 +297,7 @@ struct KernelTable {
   void (*prepare_w4a16)(const Fp4F32Args&, const IntegerRows&, std::int64_t row_begin, std::int64_t row_end);
   void (*fp4_linear_integer)(const IntegerArgs&, std::int64_t panel_begin, std::int64_t panel_end);
   bool vbmi;
+  WeightReading reading;
   /// Bounds of the head's outputs (head_screen.h); null where there is none.
   void (*prepare_screen_row)(const float* x, std::int64_t num_columns, const ScreenArgs&, std::int64_t row);
   void (*screen_outputs)(const ScreenArgs&, std::int64_t panel_begin, std::int64_t panel_end);
@@ -321,6 +341,7 @@ struct KernelTable {
 const KernelTable* plain_kernels();
 const KernelTable* avx2_kernels();
 const KernelTable* avx512_kernels();
+const KernelTable* avx512_zen_kernels();    // reads weights as Zen 5 wants it
 const KernelTable* avx512_vnni_kernels();   // without VBMI
 const KernelTable* amx_emulated_kernels();  // AVX-512's with all that follows on emulated tiles, for tests
 /// AVX-512's, with the integer products on int8 tiles, NVFP4 on bfloat16 tiles, or both.

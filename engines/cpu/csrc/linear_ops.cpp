@@ -91,8 +91,8 @@ void fp4_linear_w4a4(const KernelTable& table, const std::int8_t* codes, const f
     const IntegerRows rows = workspace.rows(num_rows, weight.num_columns(), weight.group_size(), 1);
     prepare_rows(tiles ? context.written() : context, num_rows, row_cost(weight.num_columns()),
                  [&](std::int64_t begin, std::int64_t end) { table.prepare_w4a4(args, rows, begin, end); });
-    return run_integer(
-        table, {weight.view(), rows, codes, out, num_rows, 1, workspace.all_regular(rows), table.vbmi, context.gated});
+    return run_integer(table, {weight.view(), rows, codes, out, num_rows, 1, workspace.all_regular(rows), table.vbmi,
+                               table.reading, context.gated});
   }
   write_rows(context, num_rows);
   const std::int64_t num_blocks = num_rows * (weight.num_columns() / weight.group_size());
@@ -130,7 +130,7 @@ void fp4_linear_w4a16(const KernelTable& table, const float* x, const Fp4Weight&
   const IntegerRows rows = integer_workspace().rows(num_rows, weight.num_columns(), weight.group_size(), 2);
   prepare_rows(tiles ? context.written() : context, num_rows, row_cost(weight.num_columns()),
                [&](std::int64_t begin, std::int64_t end) { table.prepare_w4a16(args, rows, begin, end); });
-  run_integer(table, {weight.view(), rows, nullptr, out, num_rows, 2, true, table.vbmi, context.gated});
+  run_integer(table, {weight.view(), rows, nullptr, out, num_rows, 2, true, table.vbmi, table.reading, context.gated});
 }
 
 void fp4_linear_f32(const float* x, const Fp4Weight& weight, std::int64_t num_rows, float* out,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from engines.capacity import cpu_device as cpu_device_module
 from engines.capacity.ceilings import capacity, decode_ceiling, kv_cache_bytes, prefill_ceiling
 from engines.capacity.cpu_device import CpuMeasurement, cpu_device, measured_device
 from engines.capacity.devices import GPUS, Device, gpu_named
@@ -17,6 +18,7 @@ from engines.capacity.model_cost import LayerCost, ModelCost, model_cost
 from engines.checkpoint.checkpoint import Checkpoint
 from engines.checkpoint.inspection import inspect
 from engines.checkpoint.tensors import Fp4Tensors
+from engines.cpu import kernels
 from engines.cpu.kv_cache import KvCacheShape
 from engines.errors import InvalidRequest
 from tests.support.random_checkpoint import RandomCheckpoint
@@ -202,3 +204,14 @@ def test_devices_are_told_apart_by_name() -> None:
 def test_a_measurement_replaces_the_rules_of_thumb() -> None:
     device = measured_device(cpu_device(), CpuMeasurement(7e9, 3e11, 5e10))
     assert (device.bandwidth, device.fp4_flops, device.bf16_flops) == (7e9, 3e11, 5e10)
+
+
+@pytest.mark.parametrize("isa", ["amx", "avx512-zen", "avx512", "avx512-vnni", "avx2"])
+def test_paper_knows_every_instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_device_module, "_clock_hertz", lambda: 1e9)
+    monkeypatch.setattr(kernels, "isa_name", lambda: "plain")
+    plain = cpu_device()
+    monkeypatch.setattr(kernels, "isa_name", lambda: isa)
+    device = cpu_device()
+    assert device.fp4_flops > plain.fp4_flops
+    assert device.bf16_flops > plain.bf16_flops

@@ -7,8 +7,8 @@
 //   fma(kMagic + sum, quarter, -kMagic * quarter) = sum * quarter,    exact: 12 bits times 4, and kMagic has 2
 // The activation's scale multiplies the result, exactly too; a pair is rounded once.
 
-#include "shifted_codes_avx512.h"
-#include "tile_panel_avx512.h"
+#include "by_block_avx512.h"
+#include "unroll.h"
 
 namespace nybble::NYBBLE_ISA {
 
@@ -30,6 +30,8 @@ struct PairRows {
   const std::int32_t* biases;
 };
 
+constexpr FetchAhead kFetchNvfp4{16384, 6144};  // offsets in registers would cost the sums theirs
+
 constexpr int kBlocks16 = kSuperblockColumns / 16;
 
 /// Integer sums of one block, biases included. Of two parts the high one is summed first and moved up.
@@ -40,8 +42,7 @@ inline __attribute__((always_inline)) void block_sums(const std::uint8_t* packed
   __m512i weights[4];
   NYBBLE_UNROLL for (int step = 0; step < 2; ++step) {
     const int offset = (block * 2 + step) * 64;
-    prefetch_far(packed + offset);
-    prefetch_near(packed + offset);
+    prefetch_ahead(kFetchNvfp4, packed + offset);
     NYBBLE_UNROLL for (int i = 0; i < kLines; ++i) prefetch_line(rows.next_codes + offset * kLines + i * 64);
     const __m512i raw = _mm512_load_si512(packed + offset);
     weights[step * 2] = unpacker.low(raw);
@@ -100,19 +101,30 @@ __attribute__((noinline)) void add_block_pairs(const std::uint8_t* packed, const
   }
 }
 
+/// The outputs of rows [first_row, first_row + Rows) and a panel.
 template <bool Vbmi, int Rows, int Parts>
-struct PairedRows {
-  static void run(const IntegerArgs& args, int64_t first_row, int64_t panel) {
-    run_tile_panel<Rows, Parts, 16>(args, first_row, panel, [&](const TileSuperblock& tile, F16* sums) {
-      if (!args.weight.e4m3_scales || irregular_rows(args, first_row, Rows, tile.superblock) != 0) {
-        return all_rows(Rows);
-      }
-      const PairRows rows{tile.codes, tile.next_codes, args.rows.block_scales + tile.slot * kBlocks16,
-                          args.rows.block_biases + tile.slot * kBlocks16};
-      add_block_pairs<Vbmi, Rows, Parts>(tile.source.codes, tile.source.scales, tile.num_blocks, rows, sums);
-      return std::uint32_t{0};
-    });
+void run_paired(const IntegerArgs& args, int64_t first_row, int64_t panel) {
+  const Fp4View& weight = args.weight;
+  F16 sums[Rows];
+  clear_sums(sums, Rows);
+  PanelSource source = panel_source(weight, panel, 0);
+  const int64_t num_superblocks = (weight.num_columns + kSuperblockColumns - 1) / kSuperblockColumns;
+  for (int64_t superblock = 0; superblock < num_superblocks; ++superblock) {
+    const int num_blocks = static_cast<int>(superblock_columns(weight.num_columns, superblock) / 16);
+    prefetch_scales(weight, kFetchNvfp4, source, superblock);
+    if (weight.e4m3_scales && irregular_rows(args, first_row, Rows, superblock) == 0) {
+      const int64_t slot = superblock * args.rows.stride + first_row;
+      const std::int8_t* codes = args.rows.codes + slot * Parts * kSuperblockColumns;
+      const PairRows rows{codes, codes + args.rows.stride * Parts * kSuperblockColumns,
+                          args.rows.block_scales + slot * kBlocks16, args.rows.block_biases + slot * kBlocks16};
+      add_block_pairs<Vbmi, Rows, Parts>(source.codes, source.scales, num_blocks, rows, sums);
+    } else {
+      add_by_block<Parts, 16>(args, first_row, all_rows(Rows), source, superblock, num_blocks, sums);
+    }
+    source.codes += kSuperblockColumns * 8;
+    source.scales += superblock_scale_bytes(16, false);
   }
-};
+  store_outputs<Rows, Parts>(args, first_row, panel, sums);
+}
 
 }  // namespace nybble::NYBBLE_ISA

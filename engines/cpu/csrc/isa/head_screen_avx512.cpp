@@ -46,7 +46,7 @@ template <int Rows>
         fetch_line_into_l2(ahead);
         ahead += 64;
       }
-      prefetch_near(weights);
+      prefetch_line(weights + args.fetch.near_bytes);
       if (kFetchesRows) {
         prefetch_line(next + step * 64);
         if (Rows > 8) prefetch_line(next + (step + kSteps) * 64);

@@ -7,10 +7,6 @@
 
 namespace nybble::NYBBLE_ISA {
 
-// How far ahead packed weights are fetched, measured. Into L2 early, where many lines may be under way at once; into L1
-// late, from L2.
-constexpr int64_t kFarPrefetchBytes = 16384;
-constexpr int64_t kNearPrefetchBytes = 3072;
 constexpr int64_t kPrefetchSuperblocks = 8;  // for scale bytes, which lie apart from the codes
 
 /// One superblock of one panel.
@@ -65,20 +61,23 @@ inline void prefetch_line(const void* line) { asm volatile("prefetcht0 %a0" : : 
 
 inline void prefetch_to_l2(const std::uint8_t* line) { asm volatile("prefetcht1 %a0" : : "p"(line)); }
 
-inline void prefetch_far(const std::uint8_t* codes) { prefetch_to_l2(codes + kFarPrefetchBytes); }
-
-inline void prefetch_near(const std::uint8_t* codes) { prefetch_line(codes + kNearPrefetchBytes); }
+/// Ahead of a line of codes.
+inline void prefetch_ahead(const FetchAhead& fetch, const std::uint8_t* codes) {
+  prefetch_to_l2(codes + fetch.far_bytes);
+  prefetch_line(codes + fetch.near_bytes);
+}
 
 /// Scales of a superblock further on, in this panel or at the same place past the end of the next one's codes. And
-/// what lies as far from the scales as prefetch_far goes: codes of a next panel, which prefetching ahead of this one's
+/// what lies as far ahead of the scales as codes are fetched: codes of a next panel, which fetching ahead of this one's
 /// codes and of the next one's leaves out.
-inline void prefetch_scales(const Fp4View& weight, const PanelSource& source, int64_t superblock) {
+inline void prefetch_scales(const Fp4View& weight, const FetchAhead& fetch, const PanelSource& source,
+                            int64_t superblock) {
   const int64_t superblock_bytes = superblock_scale_bytes(weight.group_size, source.panel->shared_exponents);
   const std::uint8_t* ahead = source.scales + kPrefetchSuperblocks * superblock_bytes;
   if ((superblock + kPrefetchSuperblocks) * kSuperblockColumns >= weight.num_columns) ahead += weight.scale_offset;
   for (int64_t i = 0; i < superblock_bytes; i += 64) {
     prefetch_line(ahead + i);
-    prefetch_far(source.scales + i);
+    prefetch_ahead(fetch, source.scales + i);
   }
 }
 
@@ -139,6 +138,24 @@ typedef std::int32_t FourCodes __attribute__((may_alias));
 /// stack around the intrinsic, at half the speed.
 inline void dot_product(__m512i& acc, __m512i weights, const std::int8_t* codes) {
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(weights), "m"(*reinterpret_cast<const FourCodes*>(codes)));
+}
+
+/// The same four codes for all lanes, for several dot products.
+inline __m512i four_codes(const std::int8_t* codes) {
+  __m512i four;
+  asm("vpbroadcastd %1, %0" : "=v"(four) : "m"(*reinterpret_cast<const FourCodes*>(codes)));
+  return four;
+}
+
+inline void dot_product(__m512i& acc, __m512i weights, __m512i codes) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(codes));
+}
+
+/// Zeros, of which GCC 12 does not make the slow `rep stos`.
+inline void clear_sums(F16* sums, int count) {
+  F16 zero = splat(0.0F);
+  asm("" : "+v"(zero.v));
+  for (int i = 0; i < count; ++i) sums[i] = zero;
 }
 
 }  // namespace nybble::NYBBLE_ISA

@@ -14,26 +14,65 @@ namespace {
 
 constexpr int64_t kPanelsBytes = 512 << 10;  // of weights that stay in L2 while tile after tile passes over them
 
-template <template <bool, int, int> class Tile, bool Vbmi, int MaxRows, int Parts>
-void run_tile(const IntegerArgs& args, int64_t row, int64_t num_rows, int64_t panel) {
+// Rows that two panels of MXFP4 weights take together: fewer wait for memory, which likes one stream better.
+constexpr int kLeastPairRows = 7, kMostPairRows = 12;
+
+template <bool Vbmi, int Rows, int Parts, int Panels>
+__attribute__((noinline)) void run_shared(const IntegerArgs& args, int64_t row, int64_t panel) {
+  SharedTile<Vbmi, Rows, Parts, Panels>(args, row, panel).run();
+}
+
+/// MXFP4.
+template <bool Vbmi, int Parts>
+struct SharedKernel {
+  static constexpr int kMaxRows = 24 / Parts;
+
+  /// Returns the number of panels it computed, from `panel` on.
+  template <int Rows>
+  static int64_t run(const IntegerArgs& args, int64_t row, int64_t panel, int64_t panel_end) {
+    if constexpr (Parts == 1 && Rows >= kLeastPairRows && Rows <= kMostPairRows) {
+      const Fp4Panel* panels = args.weight.panels + panel;
+      if (args.reading.in_pairs && panel + 1 < panel_end && panels[0].shared_exponents && panels[1].shared_exponents) {
+        run_shared<Vbmi, Rows, Parts, 2>(args, row, panel);
+        return 2;
+      }
+    }
+    run_shared<Vbmi, Rows, Parts, 1>(args, row, panel);
+    return 1;
+  }
+};
+
+/// NVFP4.
+template <bool Vbmi, int Parts>
+struct PairedKernel {
+  static constexpr int kMaxRows = 12;
+
+  template <int Rows>
+  static int64_t run(const IntegerArgs& args, int64_t row, int64_t panel, int64_t) {
+    run_paired<Vbmi, Rows, Parts>(args, row, panel);
+    return 1;
+  }
+};
+
+/// `num_rows` rows, at most MaxRows, of the panels.
+template <class Kernel, int MaxRows>
+void run_tile(const IntegerArgs& args, int64_t row, int64_t num_rows, int64_t panel, int64_t panel_end) {
   if (num_rows == MaxRows) {
-    Tile<Vbmi, MaxRows, Parts>::run(args, row, panel);
+    while (panel < panel_end) panel += Kernel::template run<MaxRows>(args, row, panel, panel_end);
   } else if constexpr (MaxRows > 1) {
-    run_tile<Tile, Vbmi, MaxRows - 1, Parts>(args, row, num_rows, panel);
+    run_tile<Kernel, MaxRows - 1>(args, row, num_rows, panel, panel_end);
   }
 }
 
-/// Tiles of at most MaxRows rows and of nearly equal size.
-template <template <bool, int, int> class Tile, bool Vbmi, int MaxRows, int Parts>
+/// Tiles of nearly equal size.
+template <class Kernel>
 void run_panels(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end) {
   const int64_t step = max64(1, kPanelsBytes / static_cast<int64_t>(args.weight.panel_bytes));
   for (int64_t first = panel_begin; first < panel_end; first += step) {
-    int64_t num_tiles = (args.num_rows + MaxRows - 1) / MaxRows;
+    int64_t num_tiles = (args.num_rows + Kernel::kMaxRows - 1) / Kernel::kMaxRows;
     for (int64_t row = 0; row < args.num_rows; --num_tiles) {
       const int64_t num_rows = (args.num_rows - row + num_tiles - 1) / num_tiles;
-      for (int64_t panel = first; panel < min64(first + step, panel_end); ++panel) {
-        run_tile<Tile, Vbmi, MaxRows, Parts>(args, row, num_rows, panel);
-      }
+      run_tile<Kernel, Kernel::kMaxRows>(args, row, num_rows, first, min64(first + step, panel_end));
       row += num_rows;
     }
   }
@@ -42,11 +81,11 @@ void run_panels(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end)
 template <bool Vbmi>
 void run(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end) {
   if (args.weight.group_size == 32) {
-    if (args.num_parts == 1) return run_panels<SharedRows, Vbmi, 24, 1>(args, panel_begin, panel_end);
-    return run_panels<SharedRows, Vbmi, 12, 2>(args, panel_begin, panel_end);
+    if (args.num_parts == 1) return run_panels<SharedKernel<Vbmi, 1>>(args, panel_begin, panel_end);
+    return run_panels<SharedKernel<Vbmi, 2>>(args, panel_begin, panel_end);
   }
-  if (args.num_parts == 1) return run_panels<PairedRows, Vbmi, 12, 1>(args, panel_begin, panel_end);
-  return run_panels<PairedRows, Vbmi, 12, 2>(args, panel_begin, panel_end);
+  if (args.num_parts == 1) return run_panels<PairedKernel<Vbmi, 1>>(args, panel_begin, panel_end);
+  return run_panels<PairedKernel<Vbmi, 2>>(args, panel_begin, panel_end);
 }
 
 }  // namespace

@@ -20,6 +20,7 @@ constexpr KernelTable kTable = {
     .prepare_w4a16 = isa::prepare_w4a16,
     .fp4_linear_integer = isa::fp4_linear_integer,
     .vbmi = true,
+    .reading = kReadInSteps,
     .prepare_screen_row = isa::prepare_screen_row,
     .screen_outputs = isa::screen_outputs,
 #else
@@ -29,6 +30,7 @@ constexpr KernelTable kTable = {
     .prepare_w4a16 = nullptr,
     .fp4_linear_integer = nullptr,
     .vbmi = false,
+    .reading = {},
     .prepare_screen_row = nullptr,
     .screen_outputs = nullptr,
 #endif
@@ -96,6 +98,14 @@ constexpr KernelTable without_vbmi() {
   return table;
 }
 
+constexpr KernelTable read_at_once() {
+  KernelTable table = kTable;
+  table.name = "avx512-zen";
+  table.reading = kReadAtOnce;
+  return table;
+}
+
+constexpr KernelTable kZenTable = read_at_once();
 constexpr KernelTable kVnniTable = without_vbmi();
 constexpr KernelTable kInt8Table = with_tiles("amx", isa::limit_operations_amx_int8, isa::fp4_linear_amx);
 constexpr KernelTable kBfloat16Table =
@@ -107,6 +117,7 @@ constexpr KernelTable kEmulatedTable = with_tiles("amx-emulated", isa::limit_ope
 
 }  // namespace
 
+const KernelTable* avx512_zen_kernels() { return &kZenTable; }
 const KernelTable* avx512_vnni_kernels() { return &kVnniTable; }
 const KernelTable* amx_kernels(bool int8_tiles, bool bfloat16_tiles) {
   if (!int8_tiles) return bfloat16_tiles ? &kBfloat16Table : nullptr;
