@@ -12,12 +12,11 @@ constexpr std::int64_t kManyRows = 32;
 
 std::size_t padded(std::int64_t num_bytes) { return (static_cast<std::size_t>(num_bytes) + 63) / 64 * 64; }
 
-/// As IntegerRows wants it: 1 or 2 KiB off the multiples of 4 KiB.
+}  // namespace
+
 std::int64_t slot_stride(std::int64_t num_rows) {
   return num_rows < kManyRows ? num_rows : (num_rows / kManyRows + 1) * kManyRows + kManyRows / 4;
 }
-
-}  // namespace
 
 IntegerRows IntegerWorkspace::rows(std::int64_t num_rows, std::int64_t num_columns, int group_size, int num_parts) {
   IntegerRows rows{};

@@ -6,6 +6,9 @@
 
 namespace nybble {
 
+/// Rows between superblocks, as IntegerRows wants it: 1 or 2 KiB off the multiples of 4 KiB.
+std::int64_t slot_stride(std::int64_t num_rows);
+
 /// Room for the activations of one integer product.
 class IntegerWorkspace {
  public:

@@ -36,6 +36,14 @@ bool processor_has_vbmi() {
 #endif
 }
 
+bool processor_has_bfloat16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 bool processor_is_amd() {
 #if defined(__x86_64__)
   return __builtin_cpu_is("amd");
@@ -49,8 +57,10 @@ std::vector<const KernelTable*> available_tables() {
   if (processor_has_avx512() && avx512_kernels() != nullptr) {
     if (processor_has_vbmi()) {
       if (usable_amx_kernels() != nullptr) tables.push_back(usable_amx_kernels());
-      tables.push_back(processor_is_amd() ? avx512_zen_kernels() : avx512_kernels());
-      tables.push_back(processor_is_amd() ? avx512_kernels() : avx512_zen_kernels());
+      const bool zen_first = processor_is_amd();
+      if (!zen_first) tables.push_back(avx512_kernels());
+      if (processor_has_bfloat16()) tables.push_back(avx512_zen_kernels());
+      if (zen_first) tables.push_back(avx512_kernels());
     }
     tables.push_back(avx512_vnni_kernels());
   }

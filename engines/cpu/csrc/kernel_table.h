@@ -123,6 +123,7 @@ struct Bfloat16Rows {
   std::uint16_t* tiles;    // [K / kTileRangeColumns, up][num_tiles][kTileRangeColumns / kTileColumns][16][32]
   std::uint8_t* fits;      // [num_rows] the tiles give the bits of the integer products
   std::int64_t num_tiles;  // of rows
+  std::int64_t stride;     // IntegerRows', where rows are no tiles (isa/bfloat16_dots_avx512.cpp)
 };
 
 /// Panels that pass over a range of columns one after the other, at most, and the memory for their sums: half of L2.
@@ -303,7 +304,7 @@ struct KernelTable {
   void (*screen_outputs)(const ScreenArgs&, std::int64_t panel_begin, std::int64_t panel_end);
   /// MXFP4 with many rows, the same bits; null where there are no int8 tiles.
   void (*fp4_linear_tiles)(const IntegerArgs&, std::int64_t panel_begin, std::int64_t panel_end);
-  /// NVFP4 with many rows, the same bits again; null where there are no bfloat16 tiles.
+  /// NVFP4 with many rows in bfloat16, on tiles or by dot products, the same bits again; null where there is neither.
   void (*tile_rows_w4a4)(const W4A4Args&, const Bfloat16Rows&, std::int64_t row_begin, std::int64_t row_end);
   void (*tile_rows_w4a16)(const Fp4F32Args&, const Bfloat16Rows&, std::int64_t row_begin, std::int64_t row_end);
   // `sums`: kTileGroupBytes of scratch memory. At most kTileGroupPanels panels; gated: half as many of the first half,

@@ -79,7 +79,7 @@ void fp4_linear_w4a4(const KernelTable& table, const std::int8_t* codes, const f
   if (context.gated && !applies_gates(table, weight, num_rows, true)) return gate(context);
   if (table.fp4_linear_integer != nullptr) {
     const W4A4Args args{weight.view(), codes, scales, nullptr, out, num_rows};
-    const bool tiles = num_rows > few_rows(1) && has_bfloat16_tiles(table, weight);
+    const bool tiles = num_rows > few_rows(1) && has_bfloat16_tiles(table, weight, true);
     if (tiles && linear_bfloat16(table, weight, num_rows, out, true, context,
                                  [&](const Bfloat16Rows& rows, std::int64_t begin, std::int64_t end) {
                                    table.tile_rows_w4a4(args, rows, begin, end);
@@ -119,7 +119,7 @@ void fp4_linear_w4a16(const KernelTable& table, const float* x, const Fp4Weight&
   if (context.gated && !applies_gates(table, weight, num_rows, false)) return gate(context);
   if (table.fp4_linear_integer == nullptr) return fp4_linear_f32(x, weight, num_rows, out, context);
   const Fp4F32Args args{weight.view(), x, out, num_rows};
-  const bool tiles = num_rows > few_rows(2) && has_bfloat16_tiles(table, weight);
+  const bool tiles = num_rows > few_rows(2) && has_bfloat16_tiles(table, weight, false);
   if (tiles && linear_bfloat16(table, weight, num_rows, out, false, context,
                                [&](const Bfloat16Rows& rows, std::int64_t begin, std::int64_t end) {
                                  table.tile_rows_w4a16(args, rows, begin, end);

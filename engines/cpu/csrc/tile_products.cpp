@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "integer_workspace.h"
 #include "product_rows.h"
 #include "scratch.h"
 
@@ -16,8 +17,9 @@ Bfloat16Rows bfloat16_rows(std::int64_t num_rows, std::int64_t num_columns) {
   thread_local Scratch tiles, fits;
   const std::int64_t num_tiles = div_up(num_rows, kTileRows);
   const std::int64_t num_ranges = div_up(num_columns, kTileRangeColumns);
-  const std::int64_t num_elements = num_ranges * num_tiles * kTileRows * kTileRangeColumns;
-  return {tiles.take<std::uint16_t>(num_elements), fits.take<std::uint8_t>(num_rows), num_tiles};
+  const std::int64_t stride = slot_stride(num_rows);
+  const std::int64_t num_elements = num_ranges * std::max(num_tiles * kTileRows, stride) * kTileRangeColumns;
+  return {tiles.take<std::uint16_t>(num_elements), fits.take<std::uint8_t>(num_rows), num_tiles, stride};
 }
 
 /// Panels that pass over the activations together: many, as each group reads them anew; a few groups for each thread.
@@ -41,8 +43,9 @@ bool has_halves(const Fp4View& weight) {
 
 }  // namespace
 
-bool has_bfloat16_tiles(const KernelTable& table, const Fp4Weight& weight) {
-  return table.fp4_linear_bfloat16 != nullptr && weight.group_size() == 16 && weight.e4m3_scales();
+bool has_bfloat16_tiles(const KernelTable& table, const Fp4Weight& weight, bool quantized) {
+  const bool has_rows = quantized ? table.tile_rows_w4a4 != nullptr : table.tile_rows_w4a16 != nullptr;
+  return has_rows && table.fp4_linear_bfloat16 != nullptr && weight.group_size() == 16 && weight.e4m3_scales();
 }
 
 bool has_integer_tiles(const KernelTable& table, int group_size) {
@@ -50,7 +53,7 @@ bool has_integer_tiles(const KernelTable& table, int group_size) {
 }
 
 bool applies_gates(const KernelTable& table, const Fp4Weight& weight, std::int64_t num_rows, bool quantized) {
-  const bool has_tiles = has_bfloat16_tiles(table, weight) || has_integer_tiles(table, weight.group_size());
+  const bool has_tiles = has_bfloat16_tiles(table, weight, quantized) || has_integer_tiles(table, weight.group_size());
   return num_rows > few_rows(quantized ? 1 : 2) && has_tiles && has_halves(weight.view());
 }
 

@@ -11,7 +11,7 @@ namespace nybble {
 /// Where there are tiles: up to this many rows (W4A4, or W4A16 in two parts) vectors are the faster ones. Predicted.
 constexpr std::int64_t few_rows(int num_parts) { return 8 / num_parts; }
 
-bool has_bfloat16_tiles(const KernelTable& table, const Fp4Weight& weight);
+bool has_bfloat16_tiles(const KernelTable& table, const Fp4Weight& weight, bool quantized);
 bool has_integer_tiles(const KernelTable& table, int group_size);
 
 /// Whether a kernel applies the gates of a product itself.

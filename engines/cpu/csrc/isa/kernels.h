@@ -15,6 +15,8 @@ void prepare_w4a16_rounded(const Fp4F32Args& args, const IntegerRows& rows, int6
 void tile_rows_w4a4(const W4A4Args& args, const Bfloat16Rows& rows, int64_t row_begin, int64_t row_end);
 void tile_rows_w4a16(const Fp4F32Args& args, const Bfloat16Rows& rows, int64_t row_begin, int64_t row_end);
 void fp4_linear_integer(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
+void dot_rows_w4a16(const Fp4F32Args& args, const Bfloat16Rows& rows, int64_t row_begin, int64_t row_end);
+void fp4_linear_bfloat16_dots(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end, float* sums);
 void fp4_linear_amx(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
 void fp4_linear_amx_emulated(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end);
 void fp4_linear_bfloat16_amx(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end, float* sums);

@@ -102,6 +102,9 @@ constexpr KernelTable read_at_once() {
   KernelTable table = kTable;
   table.name = "avx512-zen";
   table.reading = kReadAtOnce;
+  table.prepare_w4a16 = isa::prepare_w4a16_rounded;  // one row or many: what bfloat16 can hold
+  table.tile_rows_w4a16 = isa::dot_rows_w4a16;
+  table.fp4_linear_bfloat16 = isa::fp4_linear_bfloat16_dots;
   return table;
 }
 

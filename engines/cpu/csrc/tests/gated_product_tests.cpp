@@ -100,9 +100,13 @@ void test_gated_products() {
   }
   const KernelTable& table = kernels();
   for (const int group : {16, 32}) {
-    const bool has_tiles = group == 16 ? table.fp4_linear_bfloat16 != nullptr : table.fp4_linear_tiles != nullptr;
-    check(gates_outputs(GatedCase(24, 64, group).weight(), 9, true) == has_tiles, "tiles apply gates");
-    check(!gates_outputs(GatedCase(24, 64, group).weight(), 8, true), "few rows do not");
+    const GatedCase gated(24, 64, group);
+    const bool on_tiles = group == 16 ? table.tile_rows_w4a4 != nullptr : table.fp4_linear_tiles != nullptr;
+    check(gates_outputs(gated.weight(), 9, true) == on_tiles, "w4a4 on tiles applies gates");
+    check(!gates_outputs(gated.weight(), 8, true), "few rows of w4a4 do not");
+    const bool in_bfloat16 = group == 16 ? table.tile_rows_w4a16 != nullptr : table.fp4_linear_tiles != nullptr;
+    check(gates_outputs(gated.weight(), 5, false) == in_bfloat16, "w4a16 in bfloat16 or on tiles applies gates");
+    check(!gates_outputs(gated.weight(), 4, false), "few rows of w4a16 do not");
   }
   const GatedCase c(24, 64, 16);
   const Fp4Weight whole({{c.packed.data(), c.scales.data(), c.table.data(), 48}}, 64, 16, false);
