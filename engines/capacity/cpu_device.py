@@ -20,7 +20,7 @@ _BANDWIDTH_PER_CORE = 10e9
 _BANDWIDTH_LIMIT = 40e9
 _DEFAULT_HERTZ = 2.5e9
 # Operations (a multiplication and an addition are two) a cycle and core: int8 dot products for FP4, float32
-# for the rest; one vector unit, as virtual machines often share the second. AMX tiles: what is left of 2,048 to 4,096.
+# for the rest; one vector unit, as virtual machines often share the second. AMX: what is left of 2,048.
 _FP4_OPERATIONS = {"amx": 512.0, "avx512-zen": 128.0, "avx512": 128.0, "avx512-vnni": 128.0, "avx2": 32.0}
 _FLOAT_OPERATIONS = {"amx": 32.0, "avx512-zen": 32.0, "avx512": 32.0, "avx512-vnni": 32.0, "avx2": 16.0}
 _PLAIN_OPERATIONS = 4.0

@@ -32,7 +32,10 @@ _CACHE_DTYPES = (FLOAT32, np.dtype(np.uint16), UINT8)
 
 
 def isa_name() -> str:
-    """Instruction set in use: plain, avx2, avx512-vnni, avx512, avx512-zen, amx; NYBBLE_CPU_ISA or `set_isa` choose."""
+    """Instruction set in use, one of `available_isas` or "amx-emulated".
+
+    NYBBLE_CPU_ISA or `set_isa` choose.
+    """
     return _kernels.isa_name()
 
 

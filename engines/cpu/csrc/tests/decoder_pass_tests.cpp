@@ -29,7 +29,7 @@ class SmallModel {
     for (int byte = 0; byte < 256; ++byte) table_.push_back(std::ldexp(1.0F, byte - 127));
     pass_.emplace(DecoderShape{kHidden, kHeads, kKvHeads, kHeadDim, 0, 1e-5F},
                   PassTables{embedding_.data(), ElementType::kFloat32, kVocab, cos_.data(), sin_.data(), kPositions,
-                             norm_.data(), dense(kVocab)});
+                             norm_.data(), dense(kVocab), nullptr});
     for (std::int64_t i = 0; i < kLayers; ++i) pass_->add_layer(layer());
     for (std::int64_t i = 0; i < 2 * kLayers; ++i) {
       caches_.emplace_back(kBlocks * kKvHeads * kBlockSize * kHeadDim, std::uint16_t{0});
@@ -130,7 +130,7 @@ bool decoder_pass_is_consistent() {
   const std::vector<std::int32_t> ids = {3, 14, 15, 9, 26, 5, 35, 8, 9, 7};
   const std::vector<float> whole = model.run(ids, 0, {0, 10}, {0});
   std::vector<float> parts;
-  for (const auto [begin, end] : {std::pair{0, 4}, {4, 5}, {5, 10}}) {
+  for (const auto& [begin, end] : {std::pair{0, 4}, {4, 5}, {5, 10}}) {
     const std::vector<float> part = model.run({ids.begin() + begin, ids.begin() + end}, begin, {0, end - begin}, {8});
     parts.insert(parts.end(), part.begin(), part.end());
   }
