@@ -116,6 +116,7 @@ def test_after_kill_9_another_process_serves_at_once_on_the_same_port() -> None:
             load.wait_for_more(10)
             process.popen.kill()
             assert process.wait() == -signal.SIGKILL
+            load.wait_for_silence()
     # Nothing pretends to be an answer: what was cut off is seen to be cut off.
     for answer in load.answers:
         assert answer.is_complete_stream == answer.text.endswith("data: [DONE]\n\n")

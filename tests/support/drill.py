@@ -175,6 +175,12 @@ class Load:
         goal = len(self.answers) + num_answers
         wait_until(lambda: len(self.answers) >= goal, seconds=60, what="the load goes on")
 
+    def wait_for_silence(self) -> None:
+        """Until every client has seen that nobody answers any more."""
+        for thread in self._threads:
+            thread.join(timeout=60)
+            assert not thread.is_alive()
+
     def _run(self) -> None:
         while not self._stopping.is_set():
             answer = ask(self._url, self._path, self._body, self.api_key)
