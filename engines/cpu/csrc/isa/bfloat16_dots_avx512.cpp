@@ -7,14 +7,14 @@
 // words of packed codes hold them: 0 2, 4 6, 1 3, 5 7.
 
 #include "bfloat16_weights_avx512.h"
+#include "row_tiles.h"
 #include "silu.h"
 
 namespace nybble::NYBBLE_ISA {
 
 namespace {
 
-constexpr int kDotRows = 12;                 // of two sums each
-constexpr int64_t kPanelsBytes = 512 << 10;  // of weights that stay in L2 while tile after tile passes over them
+constexpr int kDotRows = 12;  // of two sums each
 constexpr FetchAhead kFetch{16384, 6144};
 
 typedef std::int32_t TwoValues __attribute__((may_alias));
@@ -129,17 +129,10 @@ void dot_rows_w4a16(const Fp4F32Args& args, const Bfloat16Rows& rows, int64_t ro
 
 void fp4_linear_bfloat16_dots(const Bfloat16Args& args, int64_t panel_begin, int64_t panel_end, float*) {
   const int64_t panel_bytes = static_cast<int64_t>(args.weight.panel_bytes) * (args.gated ? 2 : 1);
-  const int64_t step = max64(1, kPanelsBytes / panel_bytes);
-  for (int64_t first = panel_begin; first < panel_end; first += step) {
-    int64_t num_tiles = (args.num_rows + kDotRows - 1) / kDotRows;
-    for (int64_t row = 0; row < args.num_rows; --num_tiles) {
-      const int64_t num_rows = (args.num_rows - row + num_tiles - 1) / num_tiles;  // nearly equal tiles
-      for (int64_t panel = first; panel < min64(first + step, panel_end); ++panel) {
-        run_rows<kDotRows>(args, row, num_rows, panel);
-      }
-      row += num_rows;
-    }
-  }
+  for_each_tile(args.num_rows, kDotRows, panel_bytes, panel_begin, panel_end,
+                [&](int64_t row, int64_t num_rows, int64_t panel, int64_t end) {
+                  for (; panel < end; ++panel) run_rows<kDotRows>(args, row, num_rows, panel);
+                });
 }
 
 }  // namespace nybble::NYBBLE_ISA

@@ -6,13 +6,12 @@
 // much.
 
 #include "block_pairs_avx512.h"
+#include "row_tiles.h"
 #include "shared_rows_avx512.h"
 
 namespace nybble::NYBBLE_ISA {
 
 namespace {
-
-constexpr int64_t kPanelsBytes = 512 << 10;  // of weights that stay in L2 while tile after tile passes over them
 
 // Rows that two panels of MXFP4 weights take together: fewer wait for memory, which likes one stream better.
 constexpr int kLeastPairRows = 7, kMostPairRows = 12;
@@ -64,18 +63,12 @@ void run_tile(const IntegerArgs& args, int64_t row, int64_t num_rows, int64_t pa
   }
 }
 
-/// Tiles of nearly equal size.
 template <class Kernel>
 void run_panels(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end) {
-  const int64_t step = max64(1, kPanelsBytes / static_cast<int64_t>(args.weight.panel_bytes));
-  for (int64_t first = panel_begin; first < panel_end; first += step) {
-    int64_t num_tiles = (args.num_rows + Kernel::kMaxRows - 1) / Kernel::kMaxRows;
-    for (int64_t row = 0; row < args.num_rows; --num_tiles) {
-      const int64_t num_rows = (args.num_rows - row + num_tiles - 1) / num_tiles;
-      run_tile<Kernel, Kernel::kMaxRows>(args, row, num_rows, first, min64(first + step, panel_end));
-      row += num_rows;
-    }
-  }
+  for_each_tile(args.num_rows, Kernel::kMaxRows, static_cast<int64_t>(args.weight.panel_bytes), panel_begin, panel_end,
+                [&](int64_t row, int64_t num_rows, int64_t panel, int64_t end) {
+                  run_tile<Kernel, Kernel::kMaxRows>(args, row, num_rows, panel, end);
+                });
 }
 
 template <bool Vbmi>
