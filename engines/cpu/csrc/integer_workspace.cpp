@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "packed_scales.h"
+
 namespace nybble {
 
 namespace {
@@ -21,7 +23,7 @@ std::int64_t slot_stride(std::int64_t num_rows) {
 IntegerRows IntegerWorkspace::rows(std::int64_t num_rows, std::int64_t num_columns, int group_size, int num_parts) {
   IntegerRows rows{};
   rows.stride = slot_stride(num_rows);
-  num_slots_ = rows.stride * ((num_columns + kSuperblockColumns - 1) / kSuperblockColumns);
+  num_slots_ = rows.stride * count_superblocks(num_columns);
   const std::int64_t num_blocks = num_slots_ * (kSuperblockColumns / group_size);
   // In the order of IntegerRows.
   const std::int64_t sizes[] = {(num_slots_ + kSpareRows) * num_parts * kSuperblockColumns,

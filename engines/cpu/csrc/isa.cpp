@@ -10,68 +10,45 @@ namespace nybble {
 
 namespace {
 
-bool processor_has_avx2() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  return false;
-#endif
-}
+/// What decides about the kernels.
+struct Processor {
+  bool avx2 = false, avx512 = false, vbmi = false, bfloat16 = false, amd = false;
+};
 
-bool processor_has_avx512() {
+Processor processor() {
+  Processor found;
 #if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vnni");
-#else
-  return false;
+  found.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  found.avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                 __builtin_cpu_supports("avx512vnni");
+  found.vbmi = found.avx512 && __builtin_cpu_supports("avx512vbmi");
+  found.bfloat16 = found.avx512 && __builtin_cpu_supports("avx512bf16");
+  found.amd = __builtin_cpu_is("amd");
 #endif
-}
-
-bool processor_has_vbmi() {
-#if defined(__x86_64__)
-  return processor_has_avx512() && __builtin_cpu_supports("avx512vbmi");
-#else
-  return false;
-#endif
-}
-
-bool processor_has_bfloat16() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
-
-bool processor_is_amd() {
-#if defined(__x86_64__)
-  return __builtin_cpu_is("amd");
-#else
-  return false;
-#endif
+  return found;
 }
 
 std::vector<const KernelTable*> available_tables() {
+  const Processor here = processor();
   std::vector<const KernelTable*> tables;
-  if (processor_has_avx512() && avx512_kernels() != nullptr) {
-    if (processor_has_vbmi()) {
+  if (here.avx512 && avx512_kernels() != nullptr) {
+    if (here.vbmi) {
       if (usable_amx_kernels() != nullptr) tables.push_back(usable_amx_kernels());
-      const bool zen_first = processor_is_amd();
-      if (!zen_first) tables.push_back(avx512_kernels());
-      if (processor_has_bfloat16()) tables.push_back(avx512_zen_kernels());
-      if (zen_first) tables.push_back(avx512_kernels());
+      if (!here.amd) tables.push_back(avx512_kernels());
+      if (here.bfloat16) tables.push_back(avx512_zen_kernels());
+      if (here.amd) tables.push_back(avx512_kernels());
     }
     tables.push_back(avx512_vnni_kernels());
   }
-  if (processor_has_avx2() && avx2_kernels() != nullptr) tables.push_back(avx2_kernels());
+  if (here.avx2 && avx2_kernels() != nullptr) tables.push_back(avx2_kernels());
   tables.push_back(plain_kernels());
   return tables;
 }
 
 const KernelTable* find_table(const std::string& name) {
   const KernelTable* emulated = amx_emulated_kernels();
-  if (emulated != nullptr && name == emulated->name && processor_has_vbmi()) return emulated;
+  if (emulated != nullptr && name == emulated->name && processor().vbmi) return emulated;
   std::string choices;
   for (const KernelTable* table : available_tables()) {
     if (name == table->name) return table;

@@ -342,7 +342,7 @@ struct KernelTable {
 const KernelTable* plain_kernels();
 const KernelTable* avx2_kernels();
 const KernelTable* avx512_kernels();
-const KernelTable* avx512_zen_kernels();    // reads weights as Zen 5 wants it
+const KernelTable* avx512_zen_kernels();    // for AMD, with bfloat16 dot products
 const KernelTable* avx512_vnni_kernels();   // without VBMI
 const KernelTable* amx_emulated_kernels();  // AVX-512's with all that follows on emulated tiles, for tests
 /// AVX-512's, with the integer products on int8 tiles, NVFP4 on bfloat16 tiles, or both.

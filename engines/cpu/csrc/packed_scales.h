@@ -21,6 +21,10 @@ constexpr int kSharedScaleBytes = 2 * kPanelRows;
 constexpr int kSharedBlocks = kSuperblockColumns / 32;
 
 // Static, so that every instruction set has its own.
+static constexpr inline std::int64_t count_superblocks(std::int64_t num_columns) {
+  return (num_columns + kSuperblockColumns - 1) / kSuperblockColumns;
+}
+
 static constexpr inline int superblock_scale_bytes(int group_size, bool shared_exponents) {
   return shared_exponents ? kSharedScaleBytes : kSuperblockColumns / group_size * kPanelRows;
 }
@@ -29,7 +33,7 @@ static constexpr inline int superblock_scale_bytes(int group_size, bool shared_e
 static constexpr inline std::int64_t panel_scale_bytes(std::int64_t num_columns, int group_size,
                                                        bool shared_exponents) {
   if (!shared_exponents) return num_columns / group_size * kPanelRows;
-  return (num_columns + kSuperblockColumns - 1) / kSuperblockColumns * kSharedScaleBytes;
+  return count_superblocks(num_columns) * kSharedScaleBytes;
 }
 
 /// A lane's scale byte in a block. `scales`: the panel's.

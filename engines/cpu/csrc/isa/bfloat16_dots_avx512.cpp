@@ -15,7 +15,6 @@ namespace nybble::NYBBLE_ISA {
 namespace {
 
 constexpr int kDotRows = 12;  // of two sums each
-constexpr FetchAhead kFetch{16384, 6144};
 
 typedef std::int32_t TwoValues __attribute__((may_alias));
 
@@ -49,7 +48,7 @@ inline __attribute__((always_inline)) void add_blocks(const PanelSource& source,
   NYBBLE_UNROLL for (int step = 0; step < 8; ++step) {
     NYBBLE_UNROLL for (int b = 0; b < Blocks; ++b) {
       const std::uint8_t* line = source.codes + (block + b) * 128 + step / 4 * 64;
-      if (step % 4 == 0) prefetch_ahead(kFetch, line);
+      if (step % 4 == 0) prefetch_ahead(kFetchNvfp4, line);
       if (step * 2 + b < kLines) prefetch_line(next + (step * 2 + b) * 32);
       const __m512i raw = _mm512_load_si512(line);
       const __m512i weights = weight_pairs(step % 4 == 0 ? raw : _mm512_srli_epi16(raw, step % 4 * 4), words[b]);
@@ -76,19 +75,12 @@ __attribute__((noinline)) void add_superblock(const PanelSource& source, int num
 /// Rows [first_row, first_row + Rows) of a panel.
 template <int Rows>
 void run_panel(const Bfloat16Args& args, int64_t first_row, int64_t panel, F16* sums) {
-  const Fp4View& weight = args.weight;
   clear_sums(sums, Rows);
-  PanelSource source = panel_source(weight, panel, 0);
-  const int64_t num_superblocks = (weight.num_columns + kSuperblockColumns - 1) / kSuperblockColumns;
-  for (int64_t superblock = 0; superblock < num_superblocks; ++superblock) {
-    const int num_blocks = static_cast<int>(superblock_columns(weight.num_columns, superblock) / 16);
-    prefetch_scales(weight, kFetch, source, superblock);
+  for_each_superblock(args.weight, panel, [&](const PanelSource& source, int64_t superblock, int num_blocks) {
     const std::uint16_t* values = args.rows.tiles + (superblock * args.rows.stride + first_row) * kSuperblockColumns;
     add_superblock<Rows>(source, num_blocks, {values, values + args.rows.stride * kSuperblockColumns}, sums);
-    source.codes += kSuperblockColumns * 8;
-    source.scales += superblock_scale_bytes(16, false);
-  }
-  const F16 factor = output_factor<2>(weight, panel);
+  });
+  const F16 factor = output_factor<2>(args.weight, panel);
   for (int r = 0; r < Rows; ++r) sums[r] = sums[r] * factor;
 }
 
@@ -117,8 +109,8 @@ void dot_rows_w4a16(const Fp4F32Args& args, const Bfloat16Rows& rows, int64_t ro
     for (int64_t column = 0; column < args.weight.num_columns; column += 16) {
       const BlockIntegers block = block_integers(args.x + row * args.weight.num_columns + column);
       fits = fits && block.moderate;
-      const __m512 values = _mm512_mul_ps(_mm512_cvtepi32_ps(block.integers), _mm512_set1_ps(block.unit));
-      const __m256i words = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(values), 16));
+      const __m512i values = _mm512_castps_si512(integer_values(block));
+      const __m256i words = _mm512_cvtepi32_epi16(_mm512_srli_epi32(values, 16));
       const int64_t slot = column / kSuperblockColumns * rows.stride + row;
       std::uint16_t* out = rows.tiles + slot * kSuperblockColumns + column % kSuperblockColumns;
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permutexvar_epi16(order, words));

@@ -63,6 +63,10 @@ inline BlockIntegers block_integers(const float* x) {
   return {_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(rounded), inverse)), unit, exponent < 127 + 90};
 }
 
+inline __m512 integer_values(const BlockIntegers& block) {
+  return _mm512_mul_ps(_mm512_cvtepi32_ps(block.integers), _mm512_set1_ps(block.unit));
+}
+
 /// Whether up to 16 scales are what an E4M3 byte stands for: zero, four significant bits in [2^-9, 448], or NaN.
 inline bool all_e4m3(const float* scales, int64_t count) {
   const auto valid = static_cast<__mmask16>((1U << count) - 1U);

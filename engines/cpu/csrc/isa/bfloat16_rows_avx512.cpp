@@ -18,10 +18,6 @@ inline __m512 code_values(const std::int8_t* codes, float scale) {
   return _mm512_mul_ps(_mm512_cvtepi32_ps(integers), _mm512_set1_ps(0.5F * scale));
 }
 
-inline __m512 integer_values(const BlockIntegers& block) {
-  return _mm512_mul_ps(_mm512_cvtepi32_ps(block.integers), _mm512_set1_ps(block.unit));
-}
-
 }  // namespace
 
 void tile_rows_w4a4(const W4A4Args& args, const Bfloat16Rows& rows, int64_t row_begin, int64_t row_end) {

@@ -30,8 +30,6 @@ struct PairRows {
   const std::int32_t* biases;
 };
 
-constexpr FetchAhead kFetchNvfp4{16384, 6144};  // offsets in registers would cost the sums theirs
-
 constexpr int kBlocks16 = kSuperblockColumns / 16;
 
 /// Integer sums of one block, biases included. Of two parts the high one is summed first and moved up.
@@ -104,26 +102,18 @@ __attribute__((noinline)) void add_block_pairs(const std::uint8_t* packed, const
 /// The outputs of rows [first_row, first_row + Rows) and a panel.
 template <bool Vbmi, int Rows, int Parts>
 void run_paired(const IntegerArgs& args, int64_t first_row, int64_t panel) {
-  const Fp4View& weight = args.weight;
   F16 sums[Rows];
   clear_sums(sums, Rows);
-  PanelSource source = panel_source(weight, panel, 0);
-  const int64_t num_superblocks = (weight.num_columns + kSuperblockColumns - 1) / kSuperblockColumns;
-  for (int64_t superblock = 0; superblock < num_superblocks; ++superblock) {
-    const int num_blocks = static_cast<int>(superblock_columns(weight.num_columns, superblock) / 16);
-    prefetch_scales(weight, kFetchNvfp4, source, superblock);
-    if (weight.e4m3_scales && irregular_rows(args, first_row, Rows, superblock) == 0) {
-      const int64_t slot = superblock * args.rows.stride + first_row;
-      const std::int8_t* codes = args.rows.codes + slot * Parts * kSuperblockColumns;
-      const PairRows rows{codes, codes + args.rows.stride * Parts * kSuperblockColumns,
-                          args.rows.block_scales + slot * kBlocks16, args.rows.block_biases + slot * kBlocks16};
-      add_block_pairs<Vbmi, Rows, Parts>(source.codes, source.scales, num_blocks, rows, sums);
-    } else {
-      add_by_block<Parts, 16>(args, first_row, all_rows(Rows), source, superblock, num_blocks, sums);
+  for_each_superblock(args.weight, panel, [&](const PanelSource& source, int64_t superblock, int num_blocks) {
+    if (!args.weight.e4m3_scales || irregular_rows(args, first_row, Rows, superblock) != 0) {
+      return add_by_block<Parts, 16>(args, first_row, all_rows(Rows), source, superblock, num_blocks, sums);
     }
-    source.codes += kSuperblockColumns * 8;
-    source.scales += superblock_scale_bytes(16, false);
-  }
+    const int64_t slot = superblock * args.rows.stride + first_row;
+    const std::int8_t* codes = args.rows.codes + slot * Parts * kSuperblockColumns;
+    const PairRows rows{codes, codes + args.rows.stride * Parts * kSuperblockColumns,
+                        args.rows.block_scales + slot * kBlocks16, args.rows.block_biases + slot * kBlocks16};
+    add_block_pairs<Vbmi, Rows, Parts>(source.codes, source.scales, num_blocks, rows, sums);
+  });
   store_outputs<Rows, Parts>(args, first_row, panel, sums);
 }
 

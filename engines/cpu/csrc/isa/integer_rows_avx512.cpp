@@ -69,7 +69,7 @@ void split_rounded_block(const float* x, std::int8_t* high, std::int8_t* low, fl
 }  // namespace
 
 void prepare_w4a4(const W4A4Args& args, const IntegerRows& rows, int64_t row_begin, int64_t row_end) {
-  const int64_t num_superblocks = (args.weight.num_columns + kSuperblockColumns - 1) / kSuperblockColumns;
+  const int64_t num_superblocks = count_superblocks(args.weight.num_columns);
   for (int64_t row = row_begin; row < row_end; ++row) {
     for (int64_t superblock = 0; superblock < num_superblocks; ++superblock) {
       if (args.weight.group_size == 32) {
@@ -87,7 +87,7 @@ template <bool Rounded>
 void prepare_rows_w4a16(const Fp4F32Args& args, const IntegerRows& rows, int64_t row_begin, int64_t row_end) {
   const int64_t num_columns = args.weight.num_columns;
   const int group = args.weight.group_size;
-  const int64_t num_superblocks = (num_columns + kSuperblockColumns - 1) / kSuperblockColumns;
+  const int64_t num_superblocks = count_superblocks(num_columns);
   for (int64_t row = row_begin; row < row_end; ++row) {
     for (int64_t superblock = 0; superblock < num_superblocks; ++superblock) {
       const int64_t columns = superblock_columns(num_columns, superblock);

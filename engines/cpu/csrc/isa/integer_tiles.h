@@ -23,7 +23,7 @@ template <class Tiles, int Panels, int Parts>
 class PanelGroup {
  public:
   explicit PanelGroup(const IntegerArgs& args)
-      : args_(args), num_superblocks_((args.weight.num_columns + kSuperblockColumns - 1) / kSuperblockColumns) {}
+      : args_(args), num_superblocks_(count_superblocks(args.weight.num_columns)) {}
 
   void take_rows(int64_t row_begin, int64_t row_end) {
     row_begin_ = row_begin;

@@ -9,18 +9,28 @@ namespace nybble::NYBBLE_ISA {
 
 constexpr int64_t kPrefetchSuperblocks = 8;  // for scale bytes, which lie apart from the codes
 
+constexpr int64_t kSuperblockBytes = kSuperblockColumns * 8;  // of a panel's codes
+
+/// NVFP4's on every processor: offsets in registers would cost the sums theirs.
+constexpr FetchAhead kFetchNvfp4{16384, 6144};
+
 /// One superblock of one panel.
 struct PanelSource {
   const std::uint8_t* codes;
   const std::uint8_t* scales;  // in the panel's form
   const Fp4Panel* panel;
+
+  void advance(int scale_bytes) {
+    codes += kSuperblockBytes;
+    scales += scale_bytes;
+  }
 };
 
 inline PanelSource panel_source(const Fp4View& weight, int64_t panel, int64_t superblock) {
   const std::uint8_t* data = weight.data + static_cast<std::size_t>(panel) * weight.panel_bytes;
   const Fp4Panel* info = weight.panels + panel;
   const int64_t scales = superblock * superblock_scale_bytes(weight.group_size, info->shared_exponents);
-  return {data + superblock * (kSuperblockColumns * 8), data + weight.scale_offset + scales, info};
+  return {data + superblock * kSuperblockBytes, data + weight.scale_offset + scales, info};
 }
 
 /// What the sums of a panel are multiplied by.
@@ -78,6 +88,18 @@ inline void prefetch_scales(const Fp4View& weight, const FetchAhead& fetch, cons
   for (int64_t i = 0; i < superblock_bytes; i += 64) {
     prefetch_line(ahead + i);
     prefetch_ahead(fetch, source.scales + i);
+  }
+}
+
+/// Calls run(superblock, its place in the panel, number of blocks) for the superblocks of a panel of NVFP4 weights.
+template <typename Run>
+inline void for_each_superblock(const Fp4View& weight, int64_t panel, const Run& run) {
+  PanelSource source = panel_source(weight, panel, 0);
+  const int64_t num_superblocks = count_superblocks(weight.num_columns);
+  for (int64_t superblock = 0; superblock < num_superblocks; ++superblock) {
+    prefetch_scales(weight, kFetchNvfp4, source, superblock);
+    run(source, superblock, static_cast<int>(superblock_columns(weight.num_columns, superblock) / 16));
+    source.advance(superblock_scale_bytes(16, false));
   }
 }
 

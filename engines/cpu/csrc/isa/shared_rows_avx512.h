@@ -119,7 +119,7 @@ class SharedTile {
       : args_(args),
         first_row_(first_row),
         panel_(panel),
-        num_superblocks_((args.weight.num_columns + kSuperblockColumns - 1) / kSuperblockColumns) {
+        num_superblocks_(count_superblocks(args.weight.num_columns)) {
     for (int p = 0; p < Panels; ++p) sources_[p] = panel_source(args.weight, panel + p, 0);
     clear_sums(&sums_[0][0], Panels * Rows);
   }
@@ -128,17 +128,12 @@ class SharedTile {
     const int scale_bytes = superblock_scale_bytes(32, sources_[0].panel->shared_exponents);
     for (int64_t superblock = 0; superblock < num_superblocks_; ++superblock) {
       add(superblock);
-      for (PanelSource& source : sources_) {
-        source.codes += kSuperblockBytes;
-        source.scales += scale_bytes;
-      }
+      for (PanelSource& source : sources_) source.advance(scale_bytes);
     }
     for (int p = 0; p < Panels; ++p) store_outputs<Rows, Parts>(args_, first_row_, panel_ + p, sums_[p]);
   }
 
  private:
-  static constexpr int64_t kSuperblockBytes = kSuperblockColumns * 8;
-
   inline __attribute__((always_inline)) void add(int64_t superblock) {
     SharedSuperblock<Panels> weights;
     weights.num_blocks = static_cast<int>(superblock_columns(args_.weight.num_columns, superblock) / 32);

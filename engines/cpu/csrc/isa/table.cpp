@@ -98,7 +98,7 @@ constexpr KernelTable without_vbmi() {
   return table;
 }
 
-constexpr KernelTable read_at_once() {
+constexpr KernelTable for_zen() {
   KernelTable table = kTable;
   table.name = "avx512-zen";
   table.reading = kReadAtOnce;
@@ -108,7 +108,7 @@ constexpr KernelTable read_at_once() {
   return table;
 }
 
-constexpr KernelTable kZenTable = read_at_once();
+constexpr KernelTable kZenTable = for_zen();
 constexpr KernelTable kVnniTable = without_vbmi();
 constexpr KernelTable kInt8Table = with_tiles("amx", isa::limit_operations_amx_int8, isa::fp4_linear_amx);
 constexpr KernelTable kBfloat16Table =
