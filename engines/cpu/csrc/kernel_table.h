@@ -67,7 +67,7 @@ struct FetchAhead {
 /// How packed weights are read: what caches want is measured.
 struct WeightReading {
   FetchAhead fetch;
-  bool in_pairs;  // of panels, for a handful of rows (isa/shared_rows_avx512.h)
+  bool in_pairs;  // of panels: MXFP4 W4A4 from a handful of rows on, with VBMI (isa/pair_tile_avx512.h)
 };
 
 // Sapphire Rapids: L2 takes more lines under way at once than L1.
@@ -92,8 +92,8 @@ struct IntegerRows {
   std::int64_t stride;         // the rows, and a few more: a row's superblocks, a power of two apart, would share sets
                                // of the caches
   std::int8_t* codes;          // [slots][num_parts][128]; W4A4 MXFP4: shifted to the superblock's lowest exponent
-  float* scales;               // [slots]; not W4A16 NVFP4. W4A4 MXFP4: of the lowest exponent, 0 where two products
-                               // do not reach the highest one
+  float* scales;               // [slots]; not W4A16 NVFP4. W4A4 MXFP4: of the lowest exponent, negative where two
+                               // products do not reach the highest one
   std::int32_t* biases;        // [slots] what unsigned weight codes add, negated
   std::uint8_t* regular;       // [slots] the superblock's blocks share an exponent; NVFP4: its scales are E4M3 values
   std::int32_t* block_biases;  // [slots][128/group] the same for a block by itself; W4A4 NVFP4: plus kMagicBits

@@ -27,6 +27,8 @@ constexpr int kBlockBias = 12;   // makes doubled weight codes unsigned, [0, 24]
 constexpr int kPartShift = 4;                       // of the second of two products
 constexpr int kMaxSpread = kMaxShift + kPartShift;  // of an activation's exponents
 
+constexpr float kOutOfReach = -1.0F;  // for the scale of a row whose exponents two products do not reach
+
 constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: its bits plus n, as a float, are kMagic + n for |n| <= 2^22
 constexpr std::int32_t kMagicBits = 0x4b400000;
 

@@ -6,6 +6,7 @@
 // much.
 
 #include "block_pairs_avx512.h"
+#include "pair_tile_avx512.h"
 #include "row_tiles.h"
 #include "shared_rows_avx512.h"
 
@@ -13,12 +14,12 @@ namespace nybble::NYBBLE_ISA {
 
 namespace {
 
-// Rows that two panels of MXFP4 weights take together: fewer wait for memory, which likes one stream better.
+// Rows that two panels of MXFP4 weights take together: fewer wait for memory, which likes one stream better. More are
+// cut into tiles of at least half the most.
 constexpr int kLeastPairRows = 7, kMostPairRows = 12;
 
-template <bool Vbmi, int Rows, int Parts, int Panels>
-__attribute__((noinline)) void run_shared(const IntegerArgs& args, int64_t row, int64_t panel) {
-  SharedTile<Vbmi, Rows, Parts, Panels>(args, row, panel).run();
+bool takes_pairs(const IntegerArgs& args) {
+  return args.reading.in_pairs && args.num_parts == 1 && args.vbmi && args.num_rows >= kLeastPairRows;
 }
 
 /// MXFP4.
@@ -26,17 +27,30 @@ template <bool Vbmi, int Parts>
 struct SharedKernel {
   static constexpr int kMaxRows = 24 / Parts;
 
+  static int max_rows(const IntegerArgs& args) { return takes_pairs(args) ? kMostPairRows : kMaxRows; }
+
   /// Returns the number of panels it computed, from `panel` on.
   template <int Rows>
   static int64_t run(const IntegerArgs& args, int64_t row, int64_t panel, int64_t panel_end) {
-    if constexpr (Parts == 1 && Rows >= kLeastPairRows && Rows <= kMostPairRows) {
+    if constexpr (Vbmi && Parts == 1 && Rows >= kMostPairRows / 2 && Rows <= kMostPairRows) {
       const Fp4Panel* panels = args.weight.panels + panel;
-      if (args.reading.in_pairs && panel + 1 < panel_end && panels[0].shared_exponents && panels[1].shared_exponents) {
-        run_shared<Vbmi, Rows, Parts, 2>(args, row, panel);
-        return 2;
+      if (takes_pairs(args) && panel + 1 < panel_end && panels[0].shared_exponents && panels[1].shared_exponents) {
+        return run_pair<Rows>(args, row, panel);
       }
     }
-    run_shared<Vbmi, Rows, Parts, 1>(args, row, panel);
+    return run_panel<Rows>(args, row, panel);
+  }
+
+ private:
+  template <int Rows>
+  static __attribute__((noinline)) int64_t run_pair(const IntegerArgs& args, int64_t row, int64_t panel) {
+    PairTile<Rows>(args, row, panel).run();
+    return 2;
+  }
+
+  template <int Rows>
+  static __attribute__((noinline)) int64_t run_panel(const IntegerArgs& args, int64_t row, int64_t panel) {
+    SharedTile<Vbmi, Rows, Parts>(args, row, panel).run();
     return 1;
   }
 };
@@ -45,6 +59,8 @@ struct SharedKernel {
 template <bool Vbmi, int Parts>
 struct PairedKernel {
   static constexpr int kMaxRows = 12;
+
+  static int max_rows(const IntegerArgs&) { return kMaxRows; }
 
   template <int Rows>
   static int64_t run(const IntegerArgs& args, int64_t row, int64_t panel, int64_t) {
@@ -65,8 +81,8 @@ void run_tile(const IntegerArgs& args, int64_t row, int64_t num_rows, int64_t pa
 
 template <class Kernel>
 void run_panels(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end) {
-  for_each_tile(args.num_rows, Kernel::kMaxRows, static_cast<int64_t>(args.weight.panel_bytes), panel_begin, panel_end,
-                [&](int64_t row, int64_t num_rows, int64_t panel, int64_t end) {
+  for_each_tile(args.num_rows, Kernel::max_rows(args), static_cast<int64_t>(args.weight.panel_bytes), panel_begin,
+                panel_end, [&](int64_t row, int64_t num_rows, int64_t panel, int64_t end) {
                   run_tile<Kernel, Kernel::kMaxRows>(args, row, num_rows, panel, end);
                 });
 }

@@ -175,7 +175,7 @@ static inline void prepare_shared(const W4A4Args& args, const IntegerRows& rows,
   }
   clear_rest(out, count * 32);
   rows.biases[slot] = shared.regular ? bias : 0;
-  rows.scales[slot] = shared.in_two ? bits_to_float(static_cast<std::uint32_t>(shared.lowest) << 23) : 0.0F;
+  rows.scales[slot] = shared.in_two ? bits_to_float(static_cast<std::uint32_t>(shared.lowest) << 23) : kOutOfReach;
 }
 
 }  // namespace nybble::NYBBLE_ISA

@@ -165,20 +165,38 @@ void test_shared_exponents(Index rows, Index outputs, Index columns, int spread,
   }
 }
 
+/// W4A4 against the plain loops for these activations.
+void check_w4a4(const Fp4Case& c, const Floats& x, Index rows, const std::string& name) {
+  std::vector<std::int8_t> codes(x.size());
+  Floats scales(static_cast<std::size_t>(rows * (c.columns / 32)));
+  quantize_mxfp4({x.data(), codes.data(), scales.data(), c.columns, 0.0F, false}, rows);
+  Floats out(static_cast<std::size_t>(rows * c.outputs), -1.0F);
+  fp4_linear_w4a4(codes.data(), scales.data(), c.weight(), rows, out.data());
+  check(same_bits(out, w4a4_reference(c, codes, scales, rows)), "fp4_linear_w4a4, " + name);
+}
+
 // Blocks of activations 1 to 2^-8 times as large: tiles take most rows in two parts, more of them than a tile holds.
-void test_spread_exponents(Index rows, Index outputs, Index columns) {
-  const Fp4Case c(outputs, columns, 32, 120, 123);
+// Weights' scales on both sides of 1: whatever stands for the scale of a row out of reach must not make infinities.
+void test_spread_exponents(Index rows, Index outputs, Index columns, int lowest) {
+  const Fp4Case c(outputs, columns, 32, lowest, lowest + 3);
   Floats x = normals(rows * columns);
   for (Index i = 0; i < rows * columns; ++i) {
     float& value = x[static_cast<std::size_t>(i)];
     value = std::ldexp(value, -static_cast<int>((i / 32 * 5 + i / columns) % 9));
   }
-  std::vector<std::int8_t> codes(x.size());
-  Floats scales(static_cast<std::size_t>(rows * (columns / 32)));
-  quantize_mxfp4({x.data(), codes.data(), scales.data(), columns, 0.0F, false}, rows);
-  Floats out(static_cast<std::size_t>(rows * outputs), -1.0F);
-  fp4_linear_w4a4(codes.data(), scales.data(), c.weight(), rows, out.data());
-  check(same_bits(out, w4a4_reference(c, codes, scales, rows)), "fp4_linear_w4a4, exponents apart");
+  check_w4a4(c, x, rows, "exponents apart " + std::to_string(lowest));
+}
+
+// A row's exponents are far apart in one superblock between others: what they add is added in its place.
+void test_one_irregular_superblock(Index rows) {
+  const Index columns = 5 * 128 + 64;
+  const Fp4Case c(49, columns, 32, 120, 123);
+  Floats x = normals(rows * columns);
+  for (const Index row : {rows / 2, rows - 1}) {
+    const Index first = row * columns + (row % 2 == 0 ? 2 : 3) * 128;
+    for (Index k = first; k < first + 32; ++k) x[static_cast<std::size_t>(k)] *= 0x1p-12F;
+  }
+  check_w4a4(c, x, rows, "one irregular superblock, rows " + std::to_string(rows));
 }
 
 }  // namespace
@@ -192,8 +210,11 @@ void test_fp4_linears() {
     for (const int spread : {0, 3, 5}) test_shared_exponents(shape[0], shape[1], shape[2], spread, false);
     test_shared_exponents(shape[0], shape[1], shape[2], 3, true);
   }
-  test_spread_exponents(9, 33, 96);
-  test_spread_exponents(45, 49, 352);
+  for (const int lowest : {120, 126}) {
+    test_spread_exponents(9, 33, 96, lowest);
+    test_spread_exponents(45, 49, 352, lowest);
+  }
+  for (Index rows = 6; rows <= 26; ++rows) test_one_irregular_superblock(rows);
   test_fp4_linear(40, 49, 10768, 16);  // bfloat16 tiles: two chunks of columns, two pairs of panels
 }
 
