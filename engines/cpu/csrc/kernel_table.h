@@ -43,6 +43,7 @@ struct Fp4View {
   bool round_to_bfloat16;
   float activation_scale;  // W4A4: what the activations' scales leave out
   bool e4m3_scales;        // of every panel
+  bool shared_exponents;   // of every panel
 };
 
 /// Groups of kDenseGroupPanels panels; of an odd number the last lies alone. A group's columns are [K][panels][16], of
@@ -74,6 +75,14 @@ struct WeightReading {
 constexpr WeightReading kReadInSteps{{16384, 3072}, false};
 // Zen 5: the way through L2 costs bandwidth.
 constexpr WeightReading kReadAtOnce{{0, 9216}, true};
+
+// Fewer rows wait for memory, which likes one stream better.
+constexpr std::int64_t kLeastPairRows = 7;
+
+/// Whether a product of integers runs over pairs of panels.
+inline bool takes_pairs(const WeightReading& reading, const Fp4View& weight, std::int64_t num_rows, int num_parts) {
+  return reading.in_pairs && weight.shared_exponents && num_parts == 1 && num_rows >= kLeastPairRows;
+}
 
 struct W4A4Args {
   Fp4View weight;
@@ -110,7 +119,7 @@ struct IntegerArgs {
   bool all_regular;  // no slot is irregular
   bool vbmi;         // the processor permutes bytes across a register (AVX-512 VBMI)
   WeightReading reading;
-  bool gated;  // as in Bfloat16Args; fp4_linear_tiles alone
+  bool gated;  // as in Bfloat16Args; fp4_linear_tiles and pairs of panels alone
 };
 
 /// A bfloat16 tile, and the columns of weights that are unpacked together.

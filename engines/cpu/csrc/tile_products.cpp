@@ -54,7 +54,9 @@ bool has_integer_tiles(const KernelTable& table, int group_size) {
 
 bool applies_gates(const KernelTable& table, const Fp4Weight& weight, std::int64_t num_rows, bool quantized) {
   const bool has_tiles = has_bfloat16_tiles(table, weight, quantized) || has_integer_tiles(table, weight.group_size());
-  return num_rows > few_rows(quantized ? 1 : 2) && has_tiles && has_halves(weight.view());
+  const int num_parts = quantized ? 1 : 2;
+  const bool in_pairs = takes_pairs(table.reading, weight.view(), num_rows, num_parts);
+  return ((num_rows > few_rows(num_parts) && has_tiles) || in_pairs) && has_halves(weight.view());
 }
 
 bool linear_bfloat16(const KernelTable& table, const Fp4Weight& weight, std::int64_t num_rows, float* out,

@@ -81,10 +81,10 @@ Fp4Weight::Fp4Weight(const std::vector<Fp4Shard>& shards, std::int64_t num_colum
     panel.shared_exponents =
         group_size == 32 && panel.power_of_two_scales && may_share_exponents(scale_rows(shard, first_row, panel));
   });
-  const bool all_shared =
+  shared_exponents_ =
       std::all_of(panels_.begin(), panels_.end(), [](const Fp4Panel& info) { return info.shared_exponents; });
   scale_offset_ = static_cast<std::size_t>(num_columns / 8 * 64);
-  const std::int64_t scale_bytes = panel_scale_bytes(num_columns, group_size, all_shared);
+  const std::int64_t scale_bytes = panel_scale_bytes(num_columns, group_size, shared_exponents_);
   panel_bytes_ = scale_offset_ + static_cast<std::size_t>(div_up(scale_bytes, 64) * 64);
   buffer_ = AlignedBuffer(panels_.size() * panel_bytes_);
   for_panels(
@@ -188,9 +188,10 @@ void Fp4Weight::repack_panel(const Fp4Shard& shard, std::int64_t first_row, Fp4P
 }
 
 Fp4View Fp4Weight::view() const {
-  return {buffer_.data(), panel_bytes_, scale_offset_, panels_.data(),     static_cast<std::int64_t>(panels_.size()),
-          num_rows_,      num_columns_, group_size_,   round_to_bfloat16_, activation_scale_,
-          e4m3_scales_};
+  return {
+      buffer_.data(), panel_bytes_,     scale_offset_, panels_.data(),     static_cast<std::int64_t>(panels_.size()),
+      num_rows_,      num_columns_,     group_size_,   round_to_bfloat16_, activation_scale_,
+      e4m3_scales_,   shared_exponents_};
 }
 
 UpcomingRead Fp4Weight::panels() const {

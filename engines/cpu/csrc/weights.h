@@ -69,6 +69,7 @@ class Fp4Weight {
   bool round_to_bfloat16_;
   float activation_scale_;
   bool e4m3_scales_ = false;
+  bool shared_exponents_ = false;
   std::size_t panel_bytes_;
   std::size_t scale_offset_;
   std::vector<std::int64_t> shard_rows_;

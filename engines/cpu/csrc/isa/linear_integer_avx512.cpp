@@ -14,12 +14,10 @@ namespace nybble::NYBBLE_ISA {
 
 namespace {
 
-// Rows that two panels of MXFP4 weights take together: fewer wait for memory, which likes one stream better. More are
-// cut into tiles of at least half the most.
-constexpr int kLeastPairRows = 7, kMostPairRows = 12;
+constexpr int kMostPairRows = 12;  // more are cut into tiles of at least half as many
 
 bool takes_pairs(const IntegerArgs& args) {
-  return args.reading.in_pairs && args.num_parts == 1 && args.vbmi && args.num_rows >= kLeastPairRows;
+  return takes_pairs(args.reading, args.weight, args.num_rows, args.num_parts);
 }
 
 /// MXFP4.
@@ -33,10 +31,7 @@ struct SharedKernel {
   template <int Rows>
   static int64_t run(const IntegerArgs& args, int64_t row, int64_t panel, int64_t panel_end) {
     if constexpr (Vbmi && Parts == 1 && Rows >= kMostPairRows / 2 && Rows <= kMostPairRows) {
-      const Fp4Panel* panels = args.weight.panels + panel;
-      if (takes_pairs(args) && panel + 1 < panel_end && panels[0].shared_exponents && panels[1].shared_exponents) {
-        return run_pair<Rows>(args, row, panel);
-      }
+      if (takes_pairs(args) && (args.gated || panel + 1 < panel_end)) return run_pair<Rows>(args, row, panel);
     }
     return run_panel<Rows>(args, row, panel);
   }
@@ -45,7 +40,7 @@ struct SharedKernel {
   template <int Rows>
   static __attribute__((noinline)) int64_t run_pair(const IntegerArgs& args, int64_t row, int64_t panel) {
     PairTile<Rows>(args, row, panel).run();
-    return 2;
+    return args.gated ? 1 : 2;
   }
 
   template <int Rows>
@@ -81,8 +76,9 @@ void run_tile(const IntegerArgs& args, int64_t row, int64_t num_rows, int64_t pa
 
 template <class Kernel>
 void run_panels(const IntegerArgs& args, int64_t panel_begin, int64_t panel_end) {
-  for_each_tile(args.num_rows, Kernel::max_rows(args), static_cast<int64_t>(args.weight.panel_bytes), panel_begin,
-                panel_end, [&](int64_t row, int64_t num_rows, int64_t panel, int64_t end) {
+  const int64_t panel_bytes = static_cast<int64_t>(args.weight.panel_bytes) * (args.gated ? 2 : 1);
+  for_each_tile(args.num_rows, Kernel::max_rows(args), panel_bytes, panel_begin, panel_end,
+                [&](int64_t row, int64_t num_rows, int64_t panel, int64_t end) {
                   run_tile<Kernel, Kernel::kMaxRows>(args, row, num_rows, panel, end);
                 });
 }

@@ -2,18 +2,19 @@
 // A tile of rows times two panels of MXFP4 weights (W4A4), superblocks without shared exponents included.
 
 #include "panel_pairs_avx512.h"
+#include "silu.h"
 
 namespace nybble::NYBBLE_ISA {
 
-/// The outputs of rows [first_row, first_row + Rows) and of `panel` and the next one, both of which have all their
-/// scales in the shared form.
+/// The outputs of rows [first_row, first_row + Rows) and of `panel` and the next one, or of gates and what they let
+/// through. All scales have the shared form.
 template <int Rows>
 class PairTile {
  public:
   PairTile(const IntegerArgs& args, int64_t first_row, int64_t panel)
       : args_(args),
         first_row_(first_row),
-        panel_(panel),
+        panels_{panel, panel + (args.gated ? args.weight.num_panels / 2 : 1)},
         num_superblocks_(count_superblocks(args.weight.num_columns)) {
     clear_sums(&sums_[0][0], 2 * Rows);
   }
@@ -25,12 +26,13 @@ class PairTile {
       add_pair_superblocks<Rows>(walk(begin, end), sums_);
       if (irregular != 0) add_rows_by_block(end - 1, irregular);  // they added nothing to the shared product
     }
-    for (int p = 0; p < 2; ++p) store_outputs<Rows, 1>(args_, first_row_, panel_ + p, sums_[p]);
+    if (args_.gated) return store_gated();
+    for (int p = 0; p < 2; ++p) store_outputs<Rows, 1>(args_, first_row_, panels_[p], sums_[p]);
   }
 
  private:
   PairWalk walk(int64_t begin, int64_t end) const {
-    const PanelSource source = panel_source(args_.weight, panel_, begin);
+    const PanelSource source = panel_source(args_.weight, panels_[0], begin);
     const int64_t slot = begin * args_.rows.stride + first_row_;
     constexpr int64_t kPairBytes = 2 * kSuperblockBytes;
     const int64_t codes_ahead = (args_.reading.fetch.near_bytes + kPairBytes - 1) / kPairBytes;
@@ -38,7 +40,7 @@ class PairTile {
             .num_last_blocks = num_blocks(end - 1),
             .codes = source.codes,
             .scales = source.scales,
-            .panel_bytes = static_cast<int64_t>(args_.weight.panel_bytes),
+            .panel_bytes = (panels_[1] - panels_[0]) * static_cast<int64_t>(args_.weight.panel_bytes),
             .row_codes = args_.rows.codes + slot * kSuperblockColumns,
             .row_biases = args_.rows.biases + slot,
             .row_scales = args_.rows.scales + slot,
@@ -54,20 +56,29 @@ class PairTile {
 
   /// `count` superblocks ahead, for a walk that ends before superblock `end`.
   PairFetch fetch(int64_t count, int64_t superblock_bytes, int64_t end) const {
-    const auto next_panels = static_cast<int64_t>(2 * args_.weight.panel_bytes);
+    const int64_t next_panels = (args_.gated ? 1 : 2) * static_cast<int64_t>(args_.weight.panel_bytes);
     return {count * superblock_bytes, next_panels + (count - num_superblocks_) * superblock_bytes,
             count - (num_superblocks_ - end)};
   }
 
   void add_rows_by_block(int64_t superblock, std::uint32_t rows) {
     for (int p = 0; p < 2; ++p) {
-      const PanelSource source = panel_source(args_.weight, panel_ + p, superblock);
+      const PanelSource source = panel_source(args_.weight, panels_[p], superblock);
       add_by_block<1, 32>(args_, first_row_, rows, source, superblock, num_blocks(superblock), sums_[p]);
     }
   }
 
+  void store_gated() const {
+    const Fp4Panel& info = args_.weight.panels[panels_[0]];
+    const F16 gates = output_factor<1>(args_.weight, panels_[0]), others = output_factor<1>(args_.weight, panels_[1]);
+    float* out = args_.out + first_row_ * (args_.weight.num_rows / 2) + info.first_output;
+    for (int r = 0; r < Rows; ++r, out += args_.weight.num_rows / 2) {
+      store_partial(out, silu_mul(sums_[0][r] * gates, sums_[1][r] * others), info.num_lanes);
+    }
+  }
+
   const IntegerArgs& args_;
-  int64_t first_row_, panel_, num_superblocks_;
+  int64_t first_row_, panels_[2], num_superblocks_;
   F16 sums_[2][Rows];
 };
 

@@ -102,8 +102,10 @@ void test_gated_products() {
   for (const int group : {16, 32}) {
     const GatedCase gated(24, 64, group);
     const bool on_tiles = group == 16 ? table.tile_rows_w4a4 != nullptr : table.fp4_linear_tiles != nullptr;
-    check(gates_outputs(gated.weight(), 9, true) == on_tiles, "w4a4 on tiles applies gates");
-    check(!gates_outputs(gated.weight(), 8, true), "few rows of w4a4 do not");
+    const bool in_pairs = group == 32 && table.reading.in_pairs;
+    check(gates_outputs(gated.weight(), 9, true) == (on_tiles || in_pairs), "w4a4 on tiles or in pairs applies gates");
+    check(gates_outputs(gated.weight(), 7, true) == in_pairs, "a handful of rows of w4a4 do in pairs alone");
+    check(!gates_outputs(gated.weight(), 6, true), "few rows of w4a4 do not");
     const bool in_bfloat16 = group == 16 ? table.tile_rows_w4a16 != nullptr : table.fp4_linear_tiles != nullptr;
     check(gates_outputs(gated.weight(), 5, false) == in_bfloat16, "w4a16 in bfloat16 or on tiles applies gates");
     check(!gates_outputs(gated.weight(), 4, false), "few rows of w4a16 do not");
