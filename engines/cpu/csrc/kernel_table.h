@@ -119,7 +119,7 @@ struct IntegerArgs {
   bool all_regular;  // no slot is irregular
   bool vbmi;         // the processor permutes bytes across a register (AVX-512 VBMI)
   WeightReading reading;
-  bool gated;  // as in Bfloat16Args; fp4_linear_tiles and pairs of panels alone
+  bool gated;  // as in Bfloat16Args
 };
 
 /// A bfloat16 tile, and the columns of weights that are unpacked together.

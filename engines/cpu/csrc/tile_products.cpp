@@ -12,6 +12,9 @@ namespace {
 
 constexpr std::int64_t kGroupsPerThread = 2;
 
+// Fewer wait for weights from memory, which are to come in the order they lie: gates and the others are two streams.
+constexpr std::int64_t kGatedRows = 32;
+
 /// Activations of one product on bfloat16 tiles, kept by the calling thread between calls.
 Bfloat16Rows bfloat16_rows(std::int64_t num_rows, std::int64_t num_columns) {
   thread_local Scratch tiles, fits;
@@ -56,7 +59,8 @@ bool applies_gates(const KernelTable& table, const Fp4Weight& weight, std::int64
   const bool has_tiles = has_bfloat16_tiles(table, weight, quantized) || has_integer_tiles(table, weight.group_size());
   const int num_parts = quantized ? 1 : 2;
   const bool in_pairs = takes_pairs(table.reading, weight.view(), num_rows, num_parts);
-  return ((num_rows > few_rows(num_parts) && has_tiles) || in_pairs) && has_halves(weight.view());
+  const bool in_two = num_rows >= kGatedRows && table.fp4_linear_integer != nullptr;
+  return ((num_rows > few_rows(num_parts) && has_tiles) || in_pairs || in_two) && has_halves(weight.view());
 }
 
 bool linear_bfloat16(const KernelTable& table, const Fp4Weight& weight, std::int64_t num_rows, float* out,

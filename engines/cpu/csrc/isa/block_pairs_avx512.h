@@ -99,10 +99,9 @@ __attribute__((noinline)) void add_block_pairs(const std::uint8_t* packed, const
   }
 }
 
-/// The outputs of rows [first_row, first_row + Rows) and a panel.
+/// The sums of rows [first_row, first_row + Rows) and a panel.
 template <bool Vbmi, int Rows, int Parts>
-void run_paired(const IntegerArgs& args, int64_t first_row, int64_t panel) {
-  F16 sums[Rows];
+void run_paired(const IntegerArgs& args, int64_t first_row, int64_t panel, F16 (&sums)[Rows]) {
   clear_sums(sums, Rows);
   for_each_superblock(args.weight, panel, [&](const PanelSource& source, int64_t superblock, int num_blocks) {
     if (!args.weight.e4m3_scales || irregular_rows(args, first_row, Rows, superblock) != 0) {
@@ -114,7 +113,6 @@ void run_paired(const IntegerArgs& args, int64_t first_row, int64_t panel) {
                         args.rows.block_scales + slot * kBlocks16, args.rows.block_biases + slot * kBlocks16};
     add_block_pairs<Vbmi, Rows, Parts>(source.codes, source.scales, num_blocks, rows, sums);
   });
-  store_outputs<Rows, Parts>(args, first_row, panel, sums);
 }
 
 }  // namespace nybble::NYBBLE_ISA

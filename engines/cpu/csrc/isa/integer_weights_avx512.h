@@ -4,6 +4,7 @@
 #include "block_scales.h"
 #include "integer_rows.h"
 #include "lanes.h"
+#include "silu.h"
 
 namespace nybble::NYBBLE_ISA {
 
@@ -50,6 +51,22 @@ inline void store_outputs(const IntegerArgs& args, int64_t first_row, int64_t pa
     store_partial(out, sums[r] * factor, info.num_lanes);
   }
 }
+
+/// Writes what a panel's outputs, gates, let through of another's.
+template <int Rows, int Parts>
+inline void store_gated(const IntegerArgs& args, int64_t first_row, int64_t panel, int64_t other, const F16* gates,
+                        const F16* values) {
+  const Fp4Panel& info = args.weight.panels[panel];
+  const F16 gate_factor = output_factor<Parts>(args.weight, panel), factor = output_factor<Parts>(args.weight, other);
+  const int64_t width = args.weight.num_rows / 2;
+  for (int r = 0; r < Rows; ++r) {
+    float* out = args.out + (first_row + r) * width + info.first_output;
+    store_partial(out, silu_mul(gates[r] * gate_factor, values[r] * factor), info.num_lanes);
+  }
+}
+
+/// The panel whose outputs a panel of gates lets through.
+inline int64_t gated_panel(const IntegerArgs& args, int64_t panel) { return panel + args.weight.num_panels / 2; }
 
 /// Activations have a scale per block, or one per superblock (W4A16 MXFP4).
 template <int Parts, int Group>

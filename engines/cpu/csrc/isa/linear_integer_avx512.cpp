@@ -20,10 +20,21 @@ bool takes_pairs(const IntegerArgs& args) {
   return takes_pairs(args.reading, args.weight, args.num_rows, args.num_parts);
 }
 
+/// A panel by itself, or gates and what they let through one after the other.
+template <class Kernel, int Rows>
+void run_alone(const IntegerArgs& args, int64_t row, int64_t panel) {
+  F16 sums[Rows];
+  Kernel::template sum<Rows>(args, row, panel, sums);
+  if (!args.gated) return store_outputs<Rows, Kernel::kParts>(args, row, panel, sums);
+  F16 values[Rows];
+  Kernel::template sum<Rows>(args, row, gated_panel(args, panel), values);
+  store_gated<Rows, Kernel::kParts>(args, row, panel, gated_panel(args, panel), sums, values);
+}
+
 /// MXFP4.
 template <bool Vbmi, int Parts>
 struct SharedKernel {
-  static constexpr int kMaxRows = 24 / Parts;
+  static constexpr int kParts = Parts, kMaxRows = 24 / Parts;
 
   static int max_rows(const IntegerArgs& args) { return takes_pairs(args) ? kMostPairRows : kMaxRows; }
 
@@ -33,7 +44,13 @@ struct SharedKernel {
     if constexpr (Vbmi && Parts == 1 && Rows >= kMostPairRows / 2 && Rows <= kMostPairRows) {
       if (takes_pairs(args) && (args.gated || panel + 1 < panel_end)) return run_pair<Rows>(args, row, panel);
     }
-    return run_panel<Rows>(args, row, panel);
+    run_alone<SharedKernel, Rows>(args, row, panel);
+    return 1;
+  }
+
+  template <int Rows>
+  static __attribute__((noinline)) void sum(const IntegerArgs& args, int64_t row, int64_t panel, F16 (&sums)[Rows]) {
+    SharedTile<Vbmi, Rows, Parts>(args, row, panel, sums).run();
   }
 
  private:
@@ -42,25 +59,24 @@ struct SharedKernel {
     PairTile<Rows>(args, row, panel).run();
     return args.gated ? 1 : 2;
   }
-
-  template <int Rows>
-  static __attribute__((noinline)) int64_t run_panel(const IntegerArgs& args, int64_t row, int64_t panel) {
-    SharedTile<Vbmi, Rows, Parts>(args, row, panel).run();
-    return 1;
-  }
 };
 
 /// NVFP4.
 template <bool Vbmi, int Parts>
 struct PairedKernel {
-  static constexpr int kMaxRows = 12;
+  static constexpr int kParts = Parts, kMaxRows = 12;
 
   static int max_rows(const IntegerArgs&) { return kMaxRows; }
 
   template <int Rows>
   static int64_t run(const IntegerArgs& args, int64_t row, int64_t panel, int64_t) {
-    run_paired<Vbmi, Rows, Parts>(args, row, panel);
+    run_alone<PairedKernel, Rows>(args, row, panel);
     return 1;
+  }
+
+  template <int Rows>
+  static void sum(const IntegerArgs& args, int64_t row, int64_t panel, F16 (&sums)[Rows]) {
+    run_paired<Vbmi, Rows, Parts>(args, row, panel, sums);
   }
 };
 

@@ -2,7 +2,6 @@
 // A tile of rows times two panels of MXFP4 weights (W4A4), superblocks without shared exponents included.
 
 #include "panel_pairs_avx512.h"
-#include "silu.h"
 
 namespace nybble::NYBBLE_ISA {
 
@@ -14,7 +13,7 @@ class PairTile {
   PairTile(const IntegerArgs& args, int64_t first_row, int64_t panel)
       : args_(args),
         first_row_(first_row),
-        panels_{panel, panel + (args.gated ? args.weight.num_panels / 2 : 1)},
+        panels_{panel, args.gated ? gated_panel(args, panel) : panel + 1},
         num_superblocks_(count_superblocks(args.weight.num_columns)) {
     clear_sums(&sums_[0][0], 2 * Rows);
   }
@@ -26,7 +25,7 @@ class PairTile {
       add_pair_superblocks<Rows>(walk(begin, end), sums_);
       if (irregular != 0) add_rows_by_block(end - 1, irregular);  // they added nothing to the shared product
     }
-    if (args_.gated) return store_gated();
+    if (args_.gated) return store_gated<Rows, 1>(args_, first_row_, panels_[0], panels_[1], sums_[0], sums_[1]);
     for (int p = 0; p < 2; ++p) store_outputs<Rows, 1>(args_, first_row_, panels_[p], sums_[p]);
   }
 
@@ -65,15 +64,6 @@ class PairTile {
     for (int p = 0; p < 2; ++p) {
       const PanelSource source = panel_source(args_.weight, panels_[p], superblock);
       add_by_block<1, 32>(args_, first_row_, rows, source, superblock, num_blocks(superblock), sums_[p]);
-    }
-  }
-
-  void store_gated() const {
-    const Fp4Panel& info = args_.weight.panels[panels_[0]];
-    const F16 gates = output_factor<1>(args_.weight, panels_[0]), others = output_factor<1>(args_.weight, panels_[1]);
-    float* out = args_.out + first_row_ * (args_.weight.num_rows / 2) + info.first_output;
-    for (int r = 0; r < Rows; ++r, out += args_.weight.num_rows / 2) {
-      store_partial(out, silu_mul(sums_[0][r] * gates, sums_[1][r] * others), info.num_lanes);
     }
   }
 

@@ -83,13 +83,13 @@ inline __attribute__((always_inline)) void add_scaled_sums(const SharedSums<Rows
   }
 }
 
-/// The outputs of rows [first_row, first_row + Rows) and of a panel.
+/// The sums of rows [first_row, first_row + Rows) and of a panel.
 template <bool Vbmi, int Rows, int Parts>
 class SharedTile {
  public:
-  SharedTile(const IntegerArgs& args, int64_t first_row, int64_t panel)
-      : args_(args), first_row_(first_row), panel_(panel), source_(panel_source(args.weight, panel, 0)) {
-    clear_sums(sums_, Rows);
+  SharedTile(const IntegerArgs& args, int64_t first_row, int64_t panel, F16 (&sums)[Rows])
+      : args_(args), first_row_(first_row), source_(panel_source(args.weight, panel, 0)), sums_(sums) {
+    clear_sums(sums, Rows);
   }
 
   void run() {
@@ -99,7 +99,6 @@ class SharedTile {
       add(superblock);
       source_.advance(scale_bytes);
     }
-    store_outputs<Rows, Parts>(args_, first_row_, panel_, sums_);
   }
 
  private:
@@ -125,9 +124,9 @@ class SharedTile {
   }
 
   const IntegerArgs& args_;
-  int64_t first_row_, panel_;
+  int64_t first_row_;
   PanelSource source_;
-  F16 sums_[Rows];
+  F16 (&sums_)[Rows];
 };
 
 }  // namespace nybble::NYBBLE_ISA

@@ -106,6 +106,9 @@ void test_gated_products() {
     check(gates_outputs(gated.weight(), 9, true) == (on_tiles || in_pairs), "w4a4 on tiles or in pairs applies gates");
     check(gates_outputs(gated.weight(), 7, true) == in_pairs, "a handful of rows of w4a4 do in pairs alone");
     check(!gates_outputs(gated.weight(), 6, true), "few rows of w4a4 do not");
+    const bool in_integers = table.fp4_linear_integer != nullptr;
+    check(gates_outputs(gated.weight(), 32, true) == in_integers, "many rows of w4a4 do with integers");
+    check(gates_outputs(gated.weight(), 32, false) == in_integers, "many rows of w4a16 do with integers");
     const bool in_bfloat16 = group == 16 ? table.tile_rows_w4a16 != nullptr : table.fp4_linear_tiles != nullptr;
     check(gates_outputs(gated.weight(), 5, false) == in_bfloat16, "w4a16 in bfloat16 or on tiles applies gates");
     check(!gates_outputs(gated.weight(), 4, false), "few rows of w4a16 do not");
