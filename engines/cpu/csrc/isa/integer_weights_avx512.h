@@ -179,17 +179,6 @@ inline void dot_product(__m512i& acc, __m512i weights, const std::int8_t* codes)
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(weights), "m"(*reinterpret_cast<const FourCodes*>(codes)));
 }
 
-/// The same four codes for all lanes, for several dot products.
-inline __m512i four_codes(const std::int8_t* codes) {
-  __m512i four;
-  asm("vpbroadcastd %1, %0" : "=v"(four) : "m"(*reinterpret_cast<const FourCodes*>(codes)));
-  return four;
-}
-
-inline void dot_product(__m512i& acc, __m512i weights, __m512i codes) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(codes));
-}
-
 /// Zeros, of which GCC 12 does not make the slow `rep stos`.
 inline void clear_sums(F16* sums, int count) {
   F16 zero = splat(0.0F);

@@ -151,7 +151,8 @@ struct PairWalk {
 
 // clang-format on
 
-/// sums[panel][row] += the walk's superblocks, in their order. Rows whose exponents are not shared add nothing.
+/// sums[panel][row] += the walk's superblocks, in their order. Rows whose exponents are not shared add nothing. The
+/// walk is a copy, on the stack, where its numbers take no register for their address.
 template <int Rows>
 void add_pair_superblocks(const PairWalk walk, F16 (&sums)[2][Rows]) {
   const std::uint8_t* codes = walk.codes;
