@@ -91,7 +91,7 @@ void run_rows(const Bfloat16Args& args, int64_t first_row, int64_t num_rows, int
   }
   F16 sums[Rows], others[Rows];
   run_panel<Rows>(args, first_row, panel, sums);
-  if (args.gated) run_panel<Rows>(args, first_row, args.weight.num_panels / 2 + panel, others);
+  if (args.gated) run_panel<Rows>(args, first_row, gated_panel(args.weight, panel), others);
   const int64_t width = args.gated ? args.weight.num_rows / 2 : args.weight.num_rows;
   const Fp4Panel& info = args.weight.panels[panel];
   for (int r = 0; r < Rows; ++r) {

@@ -88,7 +88,7 @@ class TileGroup {
   PanelPair make_pair(int64_t range, int64_t panel) const {
     if (range >= num_ranges_) return {};
     const int64_t steps = num_steps(args_.weight.num_columns) - range * kRangeSteps;
-    const int64_t second = args_.gated ? args_.weight.num_panels / 2 + panel : panel + 1;
+    const int64_t second = args_.gated ? gated_panel(args_.weight, panel) : panel + 1;
     return {{panel, second},
             args_.gated || second < panel_end_ ? 2 : 1,
             range,
@@ -162,7 +162,7 @@ class TileGroup {
     for (int64_t panel = panel_begin_; panel < panel_end_; panel += width(), sums += pair_sums) {
       const Fp4Panel* info = args_.weight.panels + panel;
       if (args_.gated) {
-        const F16 up = values(args_.weight.num_panels / 2 + panel, 1);
+        const F16 up = values(gated_panel(args_.weight, panel), 1);
         store_partial(out + info->first_output, silu_mul(values(panel, 0), up), info->num_lanes);
         continue;
       }

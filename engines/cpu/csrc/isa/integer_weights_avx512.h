@@ -10,6 +10,9 @@ namespace nybble::NYBBLE_ISA {
 
 constexpr int64_t kPrefetchSuperblocks = 8;  // for scale bytes, which lie apart from the codes
 
+/// The panel whose outputs a panel of gates lets through.
+inline int64_t gated_panel(const Fp4View& weight, int64_t panel) { return panel + weight.num_panels / 2; }
+
 constexpr int64_t kSuperblockBytes = kSuperblockColumns * 8;  // of a panel's codes
 
 /// NVFP4's on every processor: offsets in registers would cost the sums theirs.
@@ -54,19 +57,17 @@ inline void store_outputs(const IntegerArgs& args, int64_t first_row, int64_t pa
 
 /// Writes what a panel's outputs, gates, let through of another's.
 template <int Rows, int Parts>
-inline void store_gated(const IntegerArgs& args, int64_t first_row, int64_t panel, int64_t other, const F16* gates,
+inline void store_gated(const IntegerArgs& args, int64_t first_row, int64_t panel, const F16* gates,
                         const F16* values) {
   const Fp4Panel& info = args.weight.panels[panel];
-  const F16 gate_factor = output_factor<Parts>(args.weight, panel), factor = output_factor<Parts>(args.weight, other);
+  const F16 gate_factor = output_factor<Parts>(args.weight, panel);
+  const F16 factor = output_factor<Parts>(args.weight, gated_panel(args.weight, panel));
   const int64_t width = args.weight.num_rows / 2;
   for (int r = 0; r < Rows; ++r) {
     float* out = args.out + (first_row + r) * width + info.first_output;
     store_partial(out, silu_mul(gates[r] * gate_factor, values[r] * factor), info.num_lanes);
   }
 }
-
-/// The panel whose outputs a panel of gates lets through.
-inline int64_t gated_panel(const IntegerArgs& args, int64_t panel) { return panel + args.weight.num_panels / 2; }
 
 /// Activations have a scale per block, or one per superblock (W4A16 MXFP4).
 template <int Parts, int Group>

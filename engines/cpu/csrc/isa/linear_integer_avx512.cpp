@@ -27,8 +27,8 @@ void run_alone(const IntegerArgs& args, int64_t row, int64_t panel) {
   Kernel::template sum<Rows>(args, row, panel, sums);
   if (!args.gated) return store_outputs<Rows, Kernel::kParts>(args, row, panel, sums);
   F16 values[Rows];
-  Kernel::template sum<Rows>(args, row, gated_panel(args, panel), values);
-  store_gated<Rows, Kernel::kParts>(args, row, panel, gated_panel(args, panel), sums, values);
+  Kernel::template sum<Rows>(args, row, gated_panel(args.weight, panel), values);
+  store_gated<Rows, Kernel::kParts>(args, row, panel, sums, values);
 }
 
 /// MXFP4.

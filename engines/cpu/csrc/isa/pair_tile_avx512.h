@@ -13,7 +13,7 @@ class PairTile {
   PairTile(const IntegerArgs& args, int64_t first_row, int64_t panel)
       : args_(args),
         first_row_(first_row),
-        panels_{panel, args.gated ? gated_panel(args, panel) : panel + 1},
+        panels_{panel, args.gated ? gated_panel(args.weight, panel) : panel + 1},
         num_superblocks_(count_superblocks(args.weight.num_columns)) {
     clear_sums(&sums_[0][0], 2 * Rows);
   }
@@ -25,7 +25,7 @@ class PairTile {
       add_pair_superblocks<Rows>(walk(begin, end), sums_);
       if (irregular != 0) add_rows_by_block(end - 1, irregular);  // they added nothing to the shared product
     }
-    if (args_.gated) return store_gated<Rows, 1>(args_, first_row_, panels_[0], panels_[1], sums_[0], sums_[1]);
+    if (args_.gated) return store_gated<Rows, 1>(args_, first_row_, panels_[0], sums_[0], sums_[1]);
     for (int p = 0; p < 2; ++p) store_outputs<Rows, 1>(args_, first_row_, panels_[p], sums_[p]);
   }
 

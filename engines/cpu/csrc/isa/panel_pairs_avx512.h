@@ -21,13 +21,9 @@ namespace nybble::NYBBLE_ISA {
 /// What the assembly reads by its offset.
 struct alignas(64) PairConstants {
   ShiftedCodes shifted_codes = make_shifted_codes(kSharedBias);
-  std::uint8_t lanes[64] = {};          // 64: each byte's lane
+  ByteLanes lanes;                      // 64
   std::uint32_t fifteens = 0x0f0f0f0f;  // 128
   std::int32_t quarter = -2 - 127;      // 132: from a scale's byte to the exponent of its quarter, without bias
-
-  constexpr PairConstants() {
-    for (int i = 0; i < 64; ++i) lanes[i] = static_cast<std::uint8_t>(i / 4);
-  }
 };
 
 constexpr PairConstants kPairConstants;

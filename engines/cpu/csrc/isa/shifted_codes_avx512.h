@@ -45,6 +45,15 @@ inline F16 shared_quarters(const std::uint8_t* shared) {
   return quarter_of_exponent(_mm_loadu_si128(reinterpret_cast<const __m128i*>(shared)));
 }
 
+/// The lane of each byte: spreads a byte of each output over its four columns.
+struct alignas(64) ByteLanes {
+  std::uint8_t bytes[64] = {};
+
+  constexpr ByteLanes() {
+    for (int i = 0; i < 64; ++i) bytes[i] = static_cast<std::uint8_t>(i / 4);
+  }
+};
+
 /// How a block's codes are shifted, for its 16 outputs of four bytes each.
 template <bool Vbmi>
 struct BlockShift {
@@ -63,9 +72,8 @@ class BlockShifts {
  public:
   BlockShifts() = default;
   explicit BlockShifts(const std::uint8_t* shared) {
-    const __m512i each = _mm512_set_epi32(0x0f0f0f0f, 0x0e0e0e0e, 0x0d0d0d0d, 0x0c0c0c0c, 0x0b0b0b0b, 0x0a0a0a0a,
-                                          0x09090909, 0x08080808, 0x07070707, 0x06060606, 0x05050505, 0x04040404,
-                                          0x03030303, 0x02020202, 0x01010101, 0x00000000);
+    static constexpr ByteLanes kLanes;
+    const __m512i each = _mm512_load_si512(kLanes.bytes);
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(shared + kPanelRows));
     shifts_ = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), each);
     if constexpr (Vbmi) shifts_ = _mm512_rol_epi32(shifts_, 4);
